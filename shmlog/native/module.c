@@ -18,6 +18,9 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
+#ifdef __linux__
+#include <linux/falloc.h>
+#endif
 
 #include "append.h"
 #include "fork.h"
@@ -1499,6 +1502,25 @@ static PyObject *py_byte_locked(PyObject *module, PyObject *args) {
     return PyBool_FromLong(found != F_UNLCK);
 }
 
+static PyObject *py_punch_hole(PyObject *module, PyObject *args) {
+    (void)module;
+    int fd;
+    long long offset, bytes;
+    if (!PyArg_ParseTuple(args, "iLL", &fd, &offset, &bytes))
+        return NULL;
+#ifdef FALLOC_FL_PUNCH_HOLE
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+    Py_END_ALLOW_THREADS
+    if (result == 0)
+        Py_RETURN_TRUE;
+    if (errno != EOPNOTSUPP && errno != ENOSYS)
+        return PyErr_SetFromErrno(PyExc_OSError);
+#endif
+    Py_RETURN_FALSE;
+}
+
 static PyObject *py_fork_generation(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
@@ -1519,6 +1541,8 @@ static PyMethodDef functions[] = {
     {"unlock_byte", py_unlock_byte, METH_VARARGS, "unlock_byte(fd, byte)\n--\n\nGive a lock back."},
     {"byte_locked", py_byte_locked, METH_VARARGS,
      "byte_locked(fd, byte)\n--\n\nWhether another open file description holds the lock."},
+    {"punch_hole", py_punch_hole, METH_VARARGS,
+     "punch_hole(fd, offset, bytes)\n--\n\nGive a range's blocks back, leaving zeros; False where the file system cannot."},
     {"fork_generation", py_fork_generation, METH_NOARGS, "fork_generation()\n--\n\nChanges in every forked child."},
 #ifdef SHMLOG_STEPS
     {"set_step_hook", set_step_hook, METH_O, "set_step_hook(hook)\n--\n\nTest build: called before every shared store."},

@@ -1,0 +1,75 @@
+"""Errors: what can go wrong, whose fault it was, and the values that disagree.
+
+A caller's fault is a ValueError or TypeError, the machine's is the OSError it
+raised, a wait that ran out is a TimeoutError; the log's own conditions derive
+from ShmlogError.  Every error here survives pickling, so that it crosses a
+worker pool intact.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class ShmlogError(Exception):
+    """Base of the log's own errors."""
+
+
+class CorruptionError(ShmlogError):
+    """Bytes that were vouched for are not what was written.
+
+    Attributes: path (the file), lsn (where the first bad frame should be), reason.
+    """
+
+    def __init__(self, path: str, lsn: int, reason: str) -> None:
+        super().__init__(path, lsn, reason)
+        self.path, self.lsn, self.reason = path, lsn, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: damaged at LSN {self.lsn}: {self.reason}"
+
+
+class FormatError(ShmlogError):
+    """A directory or file is not a log, or is one of another version."""
+
+
+class LogFullError(ShmlogError):
+    """There is no room (window or disk) and none came in time; nothing was reserved."""
+
+
+class LogFailedError(ShmlogError):
+    """A sync failed, or a file was changed under the log; final for this log's life.
+
+    Attributes: errno (0 if unknown), lsn: nothing at or above it is known to be durable.
+    """
+
+    def __init__(self, errno: int, lsn: int, what: str = "a sync failed") -> None:
+        super().__init__(errno, lsn, what)
+        self.errno, self.lsn, self.what = errno, lsn, what
+
+    def __str__(self) -> str:
+        why = f" ({os.strerror(self.errno)})" if self.errno else ""
+        return f"the log has failed: {self.what}{why}; nothing from LSN {self.lsn} on is known to be durable"
+
+
+class TrimmedError(ShmlogError):
+    """What was asked for has been trimmed.  Attributes: lsn, trimmed_lsn."""
+
+    def __init__(self, lsn: int, trimmed_lsn: int) -> None:
+        super().__init__(lsn, trimmed_lsn)
+        self.lsn, self.trimmed_lsn = lsn, trimmed_lsn
+
+    def __str__(self) -> str:
+        return f"LSN {self.lsn} has been trimmed: the log begins at {self.trimmed_lsn}"
+
+
+class ClosedError(ShmlogError):
+    """The handle has been closed."""
+
+
+class AttachError(ShmlogError):
+    """The log's control block cannot be joined: foreign, of another version, or full."""
+
+
+class RecordTooLargeError(ValueError):
+    """The record, or the atomic batch, cannot fit.  The message says the limit."""

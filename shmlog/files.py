@@ -1,0 +1,178 @@
+"""Files: the only door to the operating system's files, locks and identities.
+
+Every file is opened without following a symbolic link and is looked at after it
+was opened, not before: a regular file, of ours, with one name.  Creating is
+exclusive.  What must appear at once is written under a temporary name, synced,
+and renamed.
+
+This module knows paths, descriptors and bytes.  It may not know what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import sys
+import uuid
+from collections.abc import Iterator
+
+from shmlog import _native
+from shmlog.errors import FormatError
+
+LEASE_BYTE = 0
+SETUP_BYTE = 1
+FIRST_PARTICIPANT_BYTE = 2
+
+_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
+
+
+def boot_id() -> bytes:
+    """16 bytes that change when the machine restarts."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return uuid.UUID(file.read().strip()).bytes
+    except OSError:
+        if sys.platform != "darwin":
+            raise
+        import subprocess
+
+        text = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True).stdout
+        return uuid.UUID(text.decode().strip()).bytes
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Create one directory, whatever the umask, and make its name durable."""
+    os.mkdir(path, 0o700)
+    os.chmod(path, mode)
+    sync_directory(os.path.dirname(path) or ".")
+
+
+def check_directory(path: str) -> None:
+    """A directory of ours that nobody else may write to; otherwise FormatError or OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    if found.st_mode & stat.S_IWOTH:
+        raise PermissionError(f"{path} may be written by anybody (mode {stat.S_IMODE(found.st_mode):o})")
+
+
+def sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_file(path: str, writable: bool) -> int:
+    """Open an existing regular file; the caller owns the descriptor."""
+    try:
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _OPEN)
+    except OSError as error:
+        if os.path.islink(path):
+            raise FormatError(f"{path} is a symbolic link") from error
+        raise
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(fd)
+        what = "has other names" if stat.S_ISREG(found.st_mode) else "is not a regular file"
+        raise FormatError(f"{path} {what}")
+    return fd
+
+
+def create_file(path: str, mode: int) -> int:
+    """Create a file that must not exist; the caller owns the descriptor."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
+    os.fchmod(fd, mode)
+    return fd
+
+
+def read_small(path: str, limit: int = 1 << 16) -> bytes:
+    fd = open_file(path, writable=False)
+    try:
+        data = os.pread(fd, limit + 1, 0)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise FormatError(f"{path} is longer than {limit} bytes")
+    return data
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def write_atomically(path: str, data: bytes, mode: int) -> None:
+    """Make `path` hold `data` durably, at once or not at all."""
+    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+    fd = create_file(temporary, mode)
+    try:
+        write_all(fd, data, 0)
+        os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    sync_directory(os.path.dirname(path))
+
+
+def zero(fd: int, begin: int, end: int) -> None:
+    """Make [begin, end) of a file read as zeros, giving whole blocks back where possible."""
+    if begin >= end:
+        return
+    if not _native.punch_hole(fd, begin, end - begin):
+        blank = bytes(1 << 20)
+        for at in range(begin, end, len(blank)):
+            write_all(fd, blank[: end - at], at)
+
+
+class LockFile:
+    """The log's LOCK file: who lives, told by the kernel.
+
+    The locks are bound to this open file: they go when the process ends, however
+    it ends, and forked children close it at birth.  `locked` sees the locks of
+    every other open file, in this process too, but not this one's own.
+    """
+
+    def __init__(self, path: str, mode: int = 0o600) -> None:
+        self.path = path
+        try:
+            fd = open_file(path, writable=True)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.close(create_file(path, mode))
+            fd = open_file(path, writable=True)
+        self._fd = _native.Fd(fd)
+
+    def try_lock(self, byte: int) -> bool:
+        """Does not block.  True also when this file holds it already."""
+        return _native.lock_byte(self._fd.fileno(), byte)
+
+    def unlock(self, byte: int) -> None:
+        _native.unlock_byte(self._fd.fileno(), byte)
+
+    def locked(self, byte: int) -> bool:
+        return _native.byte_locked(self._fd.fileno(), byte)
+
+    def close(self) -> None:
+        self._fd.close()
+
+
+@contextlib.contextmanager
+def descriptor(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)

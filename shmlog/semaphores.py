@@ -1,0 +1,67 @@
+"""Semaphores: named doorbells between processes.
+
+Two bells wake the flusher (one for each of its loops) and one wakes each waiting
+participant.  A ring is remembered: who rings before the other sleeps has rung.
+Spurious wakes are possible; every waiter looks again at what it waits for.
+
+This module knows names and time-outs.  It may not know what is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import posix_ipc
+
+
+class Bell:
+    """One named semaphore, created if absent."""
+
+    def __init__(self, name: str, mode: int = 0o600) -> None:
+        self.name = name
+        self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
+
+    def ring(self) -> None:
+        with contextlib.suppress(posix_ipc.Error, OverflowError):  # a full semaphore has been rung
+            self._semaphore.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until rung, at most timeout_s seconds; whether it was rung.  Forgets
+        further rings.  Raises KeyboardInterrupt as Python signals do."""
+        if not posix_ipc.SEMAPHORE_TIMEOUT_SUPPORTED:
+            return self._poll(timeout_s)
+        try:
+            self._semaphore.acquire(max(0.0, timeout_s))
+        except posix_ipc.BusyError:
+            return False
+        except posix_ipc.SignalError:
+            return True
+        self.forget()
+        return True
+
+    def forget(self) -> None:
+        """Take back all rings."""
+        with contextlib.suppress(posix_ipc.BusyError, posix_ipc.SignalError):
+            for _ in range(1 << 20):
+                self._semaphore.acquire(0)
+
+    def _poll(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._semaphore.acquire(0)
+            except posix_ipc.BusyError:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.0005)
+            else:
+                return True
+
+    def close(self) -> None:
+        self._semaphore.close()
+
+
+def unlink(name: str) -> None:
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_semaphore(name)
