@@ -128,6 +128,15 @@ def write_atomically(path: str, data: bytes, mode: int) -> None:
     sync_directory(os.path.dirname(path))
 
 
+def allocate(fd: int, begin: int, end: int) -> None:
+    """Give [begin, end) of a file real blocks; OSError(ENOSPC) when there are none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, begin, end - begin)
+    else:  # macOS: what already has blocks keeps its bytes
+        for at in range(begin, end, 4096):
+            write_all(fd, os.pread(fd, 1, at) or b"\0", at)
+
+
 def zero(fd: int, begin: int, end: int) -> None:
     """Make [begin, end) of a file read as zeros, giving whole blocks back where possible."""
     if begin >= end:

@@ -135,7 +135,7 @@ def create(path: str, header: Header, mark: Mark, geometry: Geometry, mode: int)
     fd = files.create_file(temporary, mode)
     try:
         os.ftruncate(fd, geometry.file_bytes)
-        os.posix_fallocate(fd, 0, SEGMENT_HEADER_BYTES)
+        files.allocate(fd, 0, SEGMENT_HEADER_BYTES)
         files.write_all(fd, header.encode(), 0)
         write_mark(fd, mark, header.log_id)
         os.fsync(fd)

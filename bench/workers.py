@@ -1,0 +1,120 @@
+"""Worker processes of one measurement: started together, bounded, reaped.
+
+Everything a contender does happens in such children; the process that runs the
+benchmark opens no store and starts no thread, so forking it stays safe.
+
+Invariants
+  W1  No child outlives `run_workers`: at the time limit, or when one of them
+      fails, the rest are killed, each by its own process handle.
+  W2  All children leave a barrier together; a child that cannot start breaks
+      nobody else's wait for longer than it takes to kill them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+class Skipped(Exception):
+    """This contender cannot do this job; the text says why."""
+
+
+class WorkerError(RuntimeError):
+    """A worker raised, died or ran out of time."""
+
+
+Target = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def run_workers(targets: Sequence[Target], time_limit_s: float) -> list[Any]:
+    """Run `target(barrier, *arguments)` in one child each and return their results in order.
+
+    Raises `Skipped` if a child did, `WorkerError` for any other failure.
+    """
+    barrier = CONTEXT.Barrier(len(targets))
+    children: list[BaseProcess] = []
+    pipes: list[multiprocessing.connection.Connection] = []
+    try:
+        for target, arguments in targets:
+            ours, theirs = CONTEXT.Pipe(duplex=False)
+            child = CONTEXT.Process(target=_main, args=(theirs, barrier, target, arguments))
+            child.start()
+            theirs.close()
+            children.append(child)
+            pipes.append(ours)
+        return _collect(pipes, time.monotonic() + time_limit_s)
+    finally:
+        for child in children:
+            child.join(timeout=1.0 if child.is_alive() else None)
+            if child.is_alive():
+                child.kill()
+                child.join()
+            child.close()
+        for pipe in pipes:
+            pipe.close()
+
+
+def in_child(function: Callable[..., Any], *arguments: Any, time_limit_s: float) -> Any:
+    """Call `function` in a child of its own and return what it returned."""
+    return run_workers([(_without_barrier, (function, *arguments))], time_limit_s)[0]
+
+
+def _without_barrier(_barrier: Barrier, function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _collect(pipes: list[multiprocessing.connection.Connection], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    waiting = {pipe.fileno(): index for index, pipe in enumerate(pipes)}
+    while waiting:
+        left = deadline - time.monotonic()
+        ready = multiprocessing.connection.wait(list(waiting), timeout=max(left, 0.0))
+        if not ready:
+            raise WorkerError("ran out of time")
+        for fd in ready:
+            index = waiting.pop(fd)  # type: ignore[call-overload]
+            results[index] = _receive(pipes[index])
+    return [results[index] for index in range(len(pipes))]
+
+
+def _receive(pipe: multiprocessing.connection.Connection) -> Any:
+    try:
+        kind, value = pipe.recv()
+    except EOFError:
+        raise WorkerError("a worker died") from None
+    if kind == "skipped":
+        raise Skipped(value)
+    if kind == "failed":
+        raise WorkerError(value)
+    return value
+
+
+def _main(
+    pipe: multiprocessing.connection.Connection,
+    barrier: Barrier,
+    target: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    try:
+        pipe.send(("done", target(barrier, *arguments)))
+    except Skipped as reason:
+        pipe.send(("skipped", str(reason)))
+    except ImportError as error:
+        pipe.send(("skipped", f"not importable: {error}"))
+    except BaseException:
+        pipe.send(("failed", traceback.format_exc(limit=-6)))
+        pipe.close()
+        # Straight out: an exit that joins a queue's feeder thread, or a store's
+        # threads, may never end after a failure.
+        os._exit(1)
+    pipe.close()

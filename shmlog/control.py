@@ -1,0 +1,288 @@
+"""Control block: the one shared-memory block of a log, and its words.
+
+It is small, named from the log id, and holds nothing that the files cannot
+rebuild.  native/layout.h declares it; native/atomics.h says which access pairs
+with which.  Who may store each word:
+
+    reserved_lsn        writers, by compare-and-swap
+    limit, committed,   the holder of the flusher lease
+    cleared, prepared,
+    durable, intent
+    state, failed_*     whoever finds the failure; once
+    wanted_lsn          writers that wait for room (a maximum)
+
+Invariants
+  C1  The block has real memory behind every page before anyone stores to it: a
+      full /dev/shm is an OSError at open, never a SIGBUS later.
+  C2  It is created and removed under the set-up byte of LOCK, and only while no
+      participant and no flusher holds its byte.  So there is never a second one.
+  C3  Geometry is known from the log's directory; what the block says of it is
+      checked at attach and never read again.
+
+This module knows the block.  It may not know what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+import time
+from multiprocessing import resource_tracker, shared_memory
+from typing import TYPE_CHECKING, Any
+
+import _posixshmem
+
+from shmlog import _native
+from shmlog.directory import Identity
+from shmlog.errors import AttachError, LogFailedError
+from shmlog.files import LockFile
+from shmlog.geometry import PARTICIPANT_COUNT
+from shmlog.layout import (
+    CB_BOOT_ID,
+    CB_CLEARED_LSN,
+    CB_COMMITTED_LSN,
+    CB_CONTROL_BYTES,
+    CB_CREATED_NS,
+    CB_DURABLE_LSN,
+    CB_EPOCH,
+    CB_FAILED_ERRNO,
+    CB_FAILED_LSN,
+    CB_HEADER_BYTES,
+    CB_INTENT_LSN,
+    CB_LIMIT_LSN,
+    CB_LOG_ID,
+    CB_MAGIC,
+    CB_PARTICIPANT_COUNT,
+    CB_PARTICIPANT_HIGH,
+    CB_PREPARED_LSN,
+    CB_RESERVED_LSN,
+    CB_SEGMENT_BYTES,
+    CB_SIGNATURE,
+    CB_STATE,
+    CB_TRIMMED_LSN,
+    CB_WINDOW_BYTES,
+    CONTROL_MAGIC,
+    NO_LSN,
+    SIGNATURE,
+    STATE_FAILED,
+    STATE_RUNNING,
+)
+from shmlog.participants import Participants, slot_offset
+from shmlog.semaphores import Bell, unlink
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class _Block(shared_memory.SharedMemory):
+    """Lives as long as its buffer is used: nothing is closed behind a view's back."""
+
+    def __del__(self) -> None:
+        pass
+
+
+_tracker_lock = threading.Lock()
+
+
+def _open_block(name: str, create: bool, size: int) -> _Block:
+    """The one place that keeps Python's resource tracker away from the block: it would
+    remove it when the first process that attached exits."""
+    if sys.version_info >= (3, 13):
+        return _Block(name, create, size, track=False)
+    with _tracker_lock:
+        register = resource_tracker.register
+        resource_tracker.register = lambda *_: None
+        try:
+            return _Block(name, create, size)
+        finally:
+            resource_tracker.register = register
+
+
+def block_name(log_id: bytes) -> str:
+    """Short enough for every system (macOS allows 31 characters)."""
+    return f"shmlog-{log_id.hex()[:16]}"
+
+
+def bell_name(log_id: bytes, which: str) -> str:
+    return f"/{block_name(log_id)}-{which}"
+
+
+def exists(log_id: bytes) -> bool:
+    try:
+        fd = _posixshmem.shm_open("/" + block_name(log_id), os.O_RDONLY, mode=0o600)
+    except FileNotFoundError:
+        return False
+    os.close(fd)
+    return True
+
+
+def unlink_all(log_id: bytes, high: int) -> None:
+    """Remove the block's and the semaphores' names."""
+    try:
+        _posixshmem.shm_unlink("/" + block_name(log_id))
+    except FileNotFoundError:
+        pass
+    for which in ["c", "s", *(str(number) for number in range(high))]:
+        unlink(bell_name(log_id, which))
+
+
+class ControlBlock:
+    """One attached control block."""
+
+    def __init__(self, block: _Block, identity: Identity) -> None:
+        self.identity = identity
+        self._block = block
+        self.native = _native.Control(block.buf, identity.geometry.window_bytes, PARTICIPANT_COUNT)
+        self._slot_bells: dict[int, Bell] = {}
+        self.commit_bell = Bell(bell_name(identity.log_id, "c"))
+        self.sync_bell = Bell(bell_name(identity.log_id, "s"))
+
+    # ------------------------------------------------------------ life cycle
+
+    @classmethod
+    def create(cls, identity: Identity, boot_id: bytes, end_lsn: int, trimmed_lsn: int, epoch: int, mode: int):  # type: ignore[no-untyped-def]
+        """Make the block of a log whose files end at end_lsn (C1, C2)."""
+        geometry = identity.geometry
+        block = _open_block(block_name(identity.log_id), create=True, size=geometry.control_bytes)
+        try:
+            os.fchmod(block._fd, mode)  # type: ignore[attr-defined]
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(block._fd, 0, geometry.control_bytes)  # type: ignore[attr-defined]
+            self = cls(block, identity)
+            store = self.native.store
+            store(CB_SIGNATURE, SIGNATURE)
+            for at in range(0, 16, 8):
+                store(CB_LOG_ID + at, int.from_bytes(identity.log_id[at : at + 8], "little"))
+                store(CB_BOOT_ID + at, int.from_bytes(boot_id[at : at + 8], "little"))
+            store(CB_SEGMENT_BYTES, geometry.segment_bytes)
+            store(CB_WINDOW_BYTES, geometry.window_bytes)
+            store(CB_PARTICIPANT_COUNT, PARTICIPANT_COUNT)
+            store(CB_CONTROL_BYTES, geometry.control_bytes)
+            store(CB_EPOCH, epoch)
+            store(CB_CREATED_NS, time.time_ns())
+            for word in (CB_RESERVED_LSN, CB_LIMIT_LSN, CB_COMMITTED_LSN, CB_CLEARED_LSN, CB_PREPARED_LSN):
+                store(word, end_lsn)
+            store(CB_DURABLE_LSN, end_lsn)
+            store(CB_INTENT_LSN, NO_LSN)
+            store(CB_TRIMMED_LSN, trimmed_lsn)
+            store(CB_STATE, STATE_RUNNING)
+            store(CB_MAGIC, CONTROL_MAGIC)  # last: the block is whole
+        except BaseException:
+            unlink_all(identity.log_id, 0)
+            raise
+        return self
+
+    @classmethod
+    def attach(cls, identity: Identity, boot_id: bytes, mode: int):  # type: ignore[no-untyped-def]
+        """Join the log's block.  FileNotFoundError: there is none.  AttachError: there is
+        one that is not ours to use; the message says why."""
+        name = block_name(identity.log_id)
+        block = _open_block(name, create=False, size=0)
+        found = os.fstat(block._fd)  # type: ignore[attr-defined]
+        if found.st_uid != os.geteuid():
+            raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
+        if stat.S_IMODE(found.st_mode) & ~mode & 0o077:
+            raise AttachError(f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}")
+        if found.st_size != identity.geometry.control_bytes:
+            raise AttachError(
+                f"/dev/shm/{name} has {found.st_size} bytes, not {identity.geometry.control_bytes}"
+            )
+        self = cls(block, identity)
+        load = self.native.load
+        expected = {
+            "magic": (load(CB_MAGIC), CONTROL_MAGIC),
+            "layout signature": (load(CB_SIGNATURE), SIGNATURE),
+            "log id": (self._bytes(CB_LOG_ID), identity.log_id),
+            "boot id": (self._bytes(CB_BOOT_ID), boot_id),
+            "segment_bytes": (load(CB_SEGMENT_BYTES), identity.geometry.segment_bytes),
+            "window_bytes": (load(CB_WINDOW_BYTES), identity.geometry.window_bytes),
+        }
+        for what, (has, should) in expected.items():
+            if has != should:
+                raise AttachError(f"/dev/shm/{name}: its {what} is {has!r}, not {should!r}")
+        return self
+
+    def participants(self, lock: LockFile) -> Participants:
+        return Participants(self.native, lock)
+
+    def unlink(self) -> None:
+        unlink_all(self.identity.log_id, self.load(CB_PARTICIPANT_HIGH))
+
+    # ----------------------------------------------------------------- words
+
+    def load(self, word: int) -> int:
+        return self.native.load(word)
+
+    @property
+    def reserved_lsn(self) -> int:
+        return self.native.load(CB_RESERVED_LSN)
+
+    @property
+    def committed_lsn(self) -> int:
+        return self.native.load(CB_COMMITTED_LSN)
+
+    @property
+    def durable_lsn(self) -> int:
+        return self.native.load(CB_DURABLE_LSN)
+
+    @property
+    def trimmed_lsn(self) -> int:
+        return self.native.load(CB_TRIMMED_LSN)
+
+    @property
+    def limit_lsn(self) -> int:
+        return self.native.load(CB_LIMIT_LSN)
+
+    @property
+    def words(self) -> npt.NDArray[np.uint64]:
+        """The header's words, indexed by offset // 8: for looking, not for ordering."""
+        import numpy as np
+
+        return np.frombuffer(self._block.buf, np.uint64, CB_HEADER_BYTES // 8)
+
+    def _bytes(self, word: int) -> bytes:
+        return b"".join(self.native.load(word + at).to_bytes(8, "little") for at in (0, 8))
+
+    # --------------------------------------------------------------- failure
+
+    @property
+    def failed(self) -> bool:
+        return self.native.load(CB_STATE) == STATE_FAILED
+
+    def fail(self, errno: int, lsn: int) -> None:
+        """Latch a failure for every process: final.  Only the first one counts."""
+        native = self.native
+        if native.compare_exchange(CB_STATE, STATE_RUNNING, STATE_FAILED):
+            native.store(CB_FAILED_ERRNO, errno)
+            native.store(CB_FAILED_LSN, lsn)
+        native.store(CB_LIMIT_LSN, 0)  # every append takes the slow path and finds out
+
+    def failure(self) -> LogFailedError:
+        return LogFailedError(self.native.load(CB_FAILED_ERRNO), self.native.load(CB_FAILED_LSN))
+
+    # ----------------------------------------------------------------- bells
+
+    def slot_bell(self, number: int) -> Bell:
+        bell = self._slot_bells.get(number)
+        if bell is None:
+            bell = self._slot_bells[number] = Bell(bell_name(self.identity.log_id, str(number)))
+        return bell
+
+    def wake_waiters(self, everyone: bool = False) -> int:
+        """Ring for each participant whose wait target is reached (or for all)."""
+        numbers = self.native.take_satisfied(everyone)
+        for number in numbers:
+            self.slot_bell(number).ring()
+        return len(numbers)
+
+    def set_target(self, number: int, kind: int, lsn: int) -> None:
+        self.native.store(slot_offset(number, kind), lsn)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The header's words by name, at one moment after another."""
+        names = {name: offset for name, offset in _native.LAYOUT.items() if name.startswith("CB_")}
+        skip = {"CB_HEADER_BYTES", "CB_LOG_ID", "CB_BOOT_ID"}
+        return {name[3:].lower(): self.load(offset) for name, offset in names.items() if name not in skip}
