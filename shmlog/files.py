@@ -172,8 +172,9 @@ class LockFile:
     def unlock(self, byte: int) -> None:
         _native.unlock_byte(self._fd.fileno(), byte)
 
-    def locked(self, byte: int) -> bool:
-        return _native.byte_locked(self._fd.fileno(), byte)
+    def locked(self, byte: int, count: int = 1) -> bool:
+        """Whether any of the bytes is locked by another open file."""
+        return _native.byte_locked(self._fd.fileno(), byte, count)
 
     def close(self) -> None:
         self._fd.close()

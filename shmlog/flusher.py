@@ -211,8 +211,7 @@ class Flusher:
         """Open what is live, and honour an intent that a dead flusher left (F3)."""
         native, geometry = self._native, self._geometry
         durable, prepared = self._control.durable_lsn, native.load(CB_PREPARED_LSN)
-        begin = max(0, min(durable, self._mark.durable_lsn))
-        for first, _ in geometry.segment_ranges(geometry.segment_begin(begin), prepared):
+        for first, _ in geometry.segment_ranges(geometry.segment_begin(durable), prepared):
             self._opened(first)
         intent = native.load(CB_INTENT_LSN)
         if intent == NO_LSN:

@@ -146,7 +146,7 @@ class Participants:
 
     def anybody(self) -> bool:
         """Whether any other participant lives (not counting this LOCK file's own)."""
-        return any(self._lock.locked(FIRST_PARTICIPANT_BYTE + number) for number in range(self.high))
+        return self._lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
 
     def claims(self, number: int) -> list[Claim]:
         """The claims in use.  Ask `alive` first (T3)."""

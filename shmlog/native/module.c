@@ -1452,8 +1452,8 @@ static PyObject *py_filler(PyObject *module, PyObject *args) {
 }
 
 #if defined(F_OFD_SETLK)
-static int lock_call(int fd, int command, short type, long long byte, short *found) {
-    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
+static int lock_call(int fd, int command, short type, long long byte, long long count, short *found) {
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = (off_t)count};
     int result;
     do
         result = fcntl(fd, command, &lock);
@@ -1472,7 +1472,7 @@ static PyObject *py_lock_byte(PyObject *module, PyObject *args) {
     long long byte;
     if (!PyArg_ParseTuple(args, "iL", &fd, &byte))
         return NULL;
-    if (lock_call(fd, F_OFD_SETLK, F_WRLCK, byte, NULL) == 0)
+    if (lock_call(fd, F_OFD_SETLK, F_WRLCK, byte, 1, NULL) == 0)
         Py_RETURN_TRUE;
     if (errno == EAGAIN || errno == EACCES)
         Py_RETURN_FALSE;
@@ -1485,7 +1485,7 @@ static PyObject *py_unlock_byte(PyObject *module, PyObject *args) {
     long long byte;
     if (!PyArg_ParseTuple(args, "iL", &fd, &byte))
         return NULL;
-    if (lock_call(fd, F_OFD_SETLK, F_UNLCK, byte, NULL) != 0)
+    if (lock_call(fd, F_OFD_SETLK, F_UNLCK, byte, 1, NULL) != 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
@@ -1493,11 +1493,11 @@ static PyObject *py_unlock_byte(PyObject *module, PyObject *args) {
 static PyObject *py_byte_locked(PyObject *module, PyObject *args) {
     (void)module;
     int fd;
-    long long byte;
-    if (!PyArg_ParseTuple(args, "iL", &fd, &byte))
+    long long byte, count = 1;
+    if (!PyArg_ParseTuple(args, "iL|L", &fd, &byte, &count))
         return NULL;
     short found;
-    if (lock_call(fd, F_OFD_GETLK, F_WRLCK, byte, &found) != 0)
+    if (lock_call(fd, F_OFD_GETLK, F_WRLCK, byte, count, &found) != 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     return PyBool_FromLong(found != F_UNLCK);
 }
@@ -1540,7 +1540,7 @@ static PyMethodDef functions[] = {
     {"lock_byte", py_lock_byte, METH_VARARGS, "lock_byte(fd, byte)\n--\n\nTry to lock; whether it worked. Does not block."},
     {"unlock_byte", py_unlock_byte, METH_VARARGS, "unlock_byte(fd, byte)\n--\n\nGive a lock back."},
     {"byte_locked", py_byte_locked, METH_VARARGS,
-     "byte_locked(fd, byte)\n--\n\nWhether another open file description holds the lock."},
+     "byte_locked(fd, byte, count=1)\n--\n\nWhether another open file description holds a lock on any of the bytes."},
     {"punch_hole", py_punch_hole, METH_VARARGS,
      "punch_hole(fd, offset, bytes)\n--\n\nGive a range's blocks back, leaving zeros; False where the file system cannot."},
     {"fork_generation", py_fork_generation, METH_NOARGS, "fork_generation()\n--\n\nChanges in every forked child."},

@@ -1,0 +1,133 @@
+"""Attachment: one joining of this process to a log.
+
+Under the set-up byte, an opener either joins the surviving control block or, when
+there is none and nobody lives, recovers the files and makes one; then it takes a
+participant slot.
+
+    block        anybody alive    what happens
+    -----        -------------    ------------
+    there, ours  any              join it: records of dead processes are in it
+    there, of    nobody           remove it, recover from the files
+    another boot
+    or build     somebody         AttachError
+    not there    nobody           recover from the files, make it
+    not there    somebody         AttachError: a second block beside a live one would
+                                  write one log twice
+
+This module knows how to join and leave.  It may not know what a handle offers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from shmlog import control, files
+from shmlog.control import ControlBlock
+from shmlog.directory import Directory
+from shmlog.errors import AttachError
+from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile
+from shmlog.geometry import PARTICIPANT_COUNT
+from shmlog.participants import Participants
+from shmlog.recovery import Case, Recovery, recover
+
+log = logging.getLogger("shmlog")
+
+
+@dataclass(slots=True)
+class Attachment:
+    """What a participant holds."""
+
+    directory: Directory
+    lock: LockFile
+    control: ControlBlock
+    participants: Participants
+    number: int
+    boot_id: bytes
+    recovery: Recovery | None
+    """what was found, if this process had to recover the log"""
+
+    def flusher_runs(self) -> bool:
+        return self.lock.locked(LEASE_BYTE)
+
+    def detach(self) -> None:
+        """Give the slot back; its claims must be idle."""
+        self.participants.release(self.number)
+        self.control.commit_bell.ring()  # the flusher may want to leave too
+
+    def anybody_else(self) -> bool:
+        return self.participants.anybody()
+
+
+def somebody_lives(lock: LockFile) -> bool:
+    """A participant or a flusher, other than through this LOCK file."""
+    return lock.locked(LEASE_BYTE) or lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
+
+
+def take_setup(lock: LockFile, deadline: float) -> None:
+    """Take the set-up byte, which others hold for moments only."""
+    pause_s = 0.0005
+    while not lock.try_lock(SETUP_BYTE):
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{lock.path}: another process has been setting the log up for too long")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.02)
+
+
+def attach(directory: Directory, mode: int, role: int, deadline: float, lock: LockFile | None = None) -> Attachment:
+    """Join the log, as the table above.  A lock given stays the caller's on an error."""
+    boot = files.boot_id()
+    own = lock is None
+    lock = lock or LockFile(directory.lock_path, mode)
+    try:
+        take_setup(lock, deadline)
+        try:
+            block, recovery = _join_or_make(directory, lock, boot, mode)
+            participants = block.participants(lock)
+            number = participants.take(role)
+        finally:
+            lock.unlock(SETUP_BYTE)
+    except BaseException:
+        if own:
+            lock.close()
+        raise
+    return Attachment(directory, lock, block, participants, number, boot, recovery)
+
+
+def _join_or_make(
+    directory: Directory, lock: LockFile, boot: bytes, mode: int
+) -> tuple[ControlBlock, Recovery | None]:
+    identity = directory.identity
+    try:
+        return ControlBlock.attach(identity, boot, mode), None
+    except FileNotFoundError:
+        if somebody_lives(lock):
+            raise AttachError(
+                f"{directory.path} is in use, but its control block /dev/shm/{control.block_name(identity.log_id)}"
+                " is not here: it was removed, or its users are in another container"
+            ) from None
+    except AttachError as error:
+        if somebody_lives(lock) or "belongs to" in str(error):
+            raise
+        log.warning("replacing a control block that nobody uses: %s", error)
+        control.unlink_all(identity.log_id, PARTICIPANT_COUNT)
+    found = recover(directory, boot)
+    if found.case not in (Case.EMPTY, Case.CLEAN):
+        log.warning(
+            "%s recovered (%s): goes on at LSN %d, %d holes filled, %d bytes dropped%s",
+            directory.path,
+            found.case.value,
+            found.end_lsn,
+            len(found.holes),
+            found.dropped_bytes,
+            f" ({found.reason})" if found.reason else "",
+        )
+    block = ControlBlock.create(identity, boot, found.end_lsn, found.trimmed_lsn, found.epoch, mode)
+    return block, found
+
+
+def take_down(attachment: Attachment) -> None:
+    """Remove the control block; the caller holds the set-up byte and is the last."""
+    attachment.participants.release(attachment.number)
+    attachment.control.unlink()

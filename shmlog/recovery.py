@@ -1,0 +1,255 @@
+"""Recovery: what a log is worth when its control block is gone.
+
+Works from the files alone, under the set-up byte, and returns a plain value from
+which the block is made.  The newest valid mark vouches for everything below it.
+Frames are checked from the beginning of the segment that holds the mark, up to
+the first that is not valid, at p.
+
+    case      mark and p                          machine    what is done
+    --------  ----------------------------------  ---------  -----------------------------------
+    EMPTY     no segment                          any        begin at LSN 0
+    CORRUPT   p < mark                            any        CorruptionError; nothing is touched
+    CLEAN     p = mark, marked clean              any        nothing was lost; go on from p
+    INTACT    p >= mark, no more valid frames     same boot  go on from p
+    HOLES     p >= mark, valid frames above p     same boot  a dead writer's hole: FILL up to the
+                                                             next valid frame, and look on
+    RESTART   p >= mark, only zeros above p       restarted  go on from p, epoch + 1
+    TORN      p >= mark, anything else above p    restarted  drop it, report it, epoch + 1
+
+In every case but CLEAN: what lies between the mark and the end is rewritten, not
+merely synced again (after a failed sync the kernel may call lost pages clean);
+all above the end is zeroed and later segments are removed (an old frame up there
+names the right LSN and must not come back); all of it is synced before the mark
+that vouches for it.  So being interrupted anywhere leads to the same end.
+
+An atomic batch that is not complete counts as not valid from its first frame.
+
+This module knows files and frames; it reads them with pread, never through a
+map.  It may not know the control block.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from dataclasses import dataclass, field
+
+from shmlog import _native, files, segment
+from shmlog.directory import Directory
+from shmlog.errors import CorruptionError, FormatError
+from shmlog.layout import GRANULE_BYTES, KIND_FILL, PROBLEMS, SEGMENT_HEADER_BYTES
+from shmlog.segments import list_segments, segment_path
+
+
+class Case(enum.Enum):
+    """The rows of the table above."""
+
+    EMPTY = "empty"
+    CLEAN = "clean"
+    INTACT = "intact"
+    HOLES = "holes"
+    RESTART = "restart"
+    TORN = "torn"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What recovery found, and where the log goes on."""
+
+    case: Case
+    end_lsn: int
+    """every frame below it is valid (or the log was trimmed)"""
+    trimmed_lsn: int
+    vouched_lsn: int
+    epoch: int
+    holes: tuple[tuple[int, int], ...] = ()
+    """ranges that dead writers left, to be filled"""
+    dropped_bytes: int = 0
+    """from end_lsn to the last byte that was not zero"""
+    reason: str = ""
+    """why the first invalid frame was not valid"""
+    mark: segment.Mark | None = field(default=None, repr=False)
+
+
+def read_segment(directory: Directory, first: int) -> bytes:
+    """A whole segment file; FormatError if its header is not this log's."""
+    path, geometry = segment_path(directory, first), directory.identity.geometry
+    with files.descriptor(files.open_file(path, writable=False)) as fd:
+        segment.check(fd, path, directory.identity.log_id, first, geometry)
+        parts, at = [], 0
+        while at < geometry.file_bytes:
+            part = os.pread(fd, min(16 << 20, geometry.file_bytes - at), at)
+            if not part:
+                raise FormatError(f"{path} ends at byte {at} of {geometry.file_bytes}")
+            parts.append(part)
+            at += len(part)
+        return b"".join(parts)
+
+
+def _newest_mark(directory: Directory, segments: list[int]) -> segment.Mark:
+    marks = []
+    for first in segments:
+        path = segment_path(directory, first)
+        with files.descriptor(files.open_file(path, writable=False)) as fd:
+            page = segment.check(fd, path, directory.identity.log_id, first, directory.identity.geometry)
+        mark = segment.newest_mark(page, directory.identity.log_id)
+        if mark:
+            marks.append(mark)
+    if not marks:
+        raise FormatError(f"{directory.segments_path}: no segment holds a valid mark")
+    return max(marks)
+
+
+@dataclass(slots=True)
+class _Scan:
+    """How far the valid frames reach."""
+
+    end_lsn: int
+    """of the last whole frame or batch"""
+    problem: int = 0
+    bad_lsn: int = 0
+
+
+def _walk(directory: Directory, images: dict[int, memoryview], begin: int, stop: int) -> _Scan:
+    """Check frames from begin to the first invalid one, over segments, batches whole."""
+    geometry, seed = directory.identity.geometry, directory.identity.seed
+    scan = _Scan(begin)
+    batch_open = False
+    while begin < stop:
+        first = geometry.segment_begin(begin)
+        bound = first + geometry.segment_bytes
+        _, at, whole, problem = _native.walk(images[first], first, begin, bound, seed, True, -1, False, None)
+        if whole > begin or not batch_open:
+            scan.end_lsn = whole
+        batch_open = whole < at
+        if problem:
+            scan.problem, scan.bad_lsn = problem, at
+            return scan
+        begin = at
+    scan.bad_lsn = begin
+    return scan
+
+
+def inspect(directory: Directory, boot_id: bytes) -> Recovery:
+    """Find the case, touching nothing.  CorruptionError and FormatError as in the table."""
+    geometry, seed = directory.identity.geometry, directory.identity.seed
+    segments = list_segments(directory)
+    if not segments:
+        return Recovery(Case.EMPTY, 0, 0, 0, 1)
+    mark = _newest_mark(directory, segments)
+    vouched, size = mark.durable_lsn, geometry.segment_bytes
+    for before, after in zip(segments, segments[1:], strict=False):
+        if after != before + size and before + size < vouched:
+            raise CorruptionError(segment_path(directory, before + size), before + size, "the segment is missing")
+    begin = geometry.segment_begin(max(0, vouched - 1))
+    if begin not in segments:
+        raise CorruptionError(segment_path(directory, begin), begin, "the segment that holds the mark is missing")
+    trimmed = max(mark.trimmed_lsn, segments[0])
+    stop = begin
+    while stop in segments:
+        stop += size
+    images = {
+        first: memoryview(read_segment(directory, first))[SEGMENT_HEADER_BYTES:] for first in range(begin, stop, size)
+    }
+    same_boot = mark.boot_id == boot_id
+    holes: list[tuple[int, int]] = []
+    scan = _walk(directory, images, begin, stop)
+    reason = PROBLEMS[scan.problem]
+    if scan.end_lsn < vouched:
+        raise CorruptionError(segment_path(directory, scan.bad_lsn), scan.bad_lsn, reason)
+    if same_boot and not mark.clean:
+        while (found := _next_frame(images, max(scan.bad_lsn, scan.end_lsn) + GRANULE_BYTES, stop, size, seed)) is not None:
+            after = _walk(directory, images, found, stop)
+            if after.end_lsn > found:  # not the frames of an incomplete batch
+                holes.append((scan.end_lsn, found))
+                scan.end_lsn = after.end_lsn
+            scan.bad_lsn, scan.problem = after.bad_lsn, after.problem
+    end = scan.end_lsn
+    dropped = _last_byte(images, end, stop, size) - end
+    common = {"end_lsn": end, "trimmed_lsn": trimmed, "vouched_lsn": vouched, "mark": mark}
+    if mark.clean and end == vouched and dropped <= 0:
+        return Recovery(Case.CLEAN, epoch=mark.epoch, **common)  # type: ignore[arg-type]
+    if same_boot:
+        case = Case.HOLES if holes else Case.INTACT
+        return Recovery(case, epoch=mark.epoch, holes=tuple(holes), **common)  # type: ignore[arg-type]
+    case = Case.TORN if dropped > 0 else Case.RESTART
+    return Recovery(  # type: ignore[arg-type]
+        case, epoch=mark.epoch + 1, dropped_bytes=max(0, dropped), reason=reason if dropped > 0 else "", **common
+    )
+
+
+def _next_frame(images: dict[int, memoryview], lsn: int, stop: int, size: int, seed: int) -> int | None:
+    while lsn < stop:
+        first = lsn - lsn % size
+        found = _native.find_frame(images[first], first, lsn, first + size, seed)
+        if found is not None:
+            return found
+        lsn = first + size
+    return None
+
+
+def _last_byte(images: dict[int, memoryview], begin: int, stop: int, size: int) -> int:
+    """The end of the last granule at or above begin that is not all zeros, or begin."""
+    for first in sorted(images, reverse=True):
+        low = max(begin, first)
+        if low >= first + size:
+            break
+        used = len(bytes(images[first][low - first :]).rstrip(b"\0"))
+        if used:
+            return low + -(-used // GRANULE_BYTES) * GRANULE_BYTES
+    return begin
+
+
+def recover(directory: Directory, boot_id: bytes) -> Recovery:
+    """Inspect, then make the files agree with what was found.  The caller holds the
+    set-up byte and knows that nobody is alive."""
+    found = inspect(directory, boot_id)
+    if found.case is Case.EMPTY or found.mark is None:
+        return found
+    if found.case is Case.CLEAN and found.mark.boot_id == boot_id:
+        return found
+    identity, end = directory.identity, found.end_lsn
+    geometry = identity.geometry
+    last = geometry.segment_begin(max(0, end - 1))
+    segments = list_segments(directory)
+    for first in segments:
+        path = segment_path(directory, first)
+        if first > last:
+            os.unlink(path)
+            continue
+        low, high = max(first, found.vouched_lsn), min(end, first + geometry.segment_bytes)
+        if first != last and low >= high:
+            continue
+        with files.descriptor(files.open_file(path, writable=True)) as fd:
+            _rewrite(fd, directory, low, high)
+            for begin, stop in found.holes:
+                for lsn, part_end in geometry.segment_ranges(begin, stop):
+                    if geometry.segment_begin(lsn) == first:
+                        header = _native.filler(KIND_FILL, lsn, part_end - lsn, time.time_ns(), 0, identity.seed)
+                        files.write_all(fd, header, geometry.file_offset(lsn))
+            if first == last:
+                files.zero(fd, SEGMENT_HEADER_BYTES + end - first, geometry.file_bytes)
+            os.fsync(fd)
+    files.sync_directory(directory.segments_path)
+    path = segment_path(directory, last)
+    mark = found.mark.next(
+        epoch=found.epoch, durable_lsn=end, trimmed_lsn=found.trimmed_lsn, clean=False, boot_id=boot_id
+    )
+    with files.descriptor(files.open_file(path, writable=True)) as fd:
+        segment.write_mark(fd, mark, identity.log_id)
+        os.fsync(fd)
+    return found
+
+
+def _rewrite(fd: int, directory: Directory, low: int, high: int) -> None:
+    """Store [low, high) over itself, so that the next sync writes it whatever the
+    kernel believes of it."""
+    geometry = directory.identity.geometry
+    for lsn in range(low, high, 1 << 20):
+        size = min(1 << 20, high - lsn)
+        at = geometry.file_offset(lsn)
+        files.write_all(fd, os.pread(fd, size, at), at)
+
+
+__all__ = ["Case", "Recovery", "inspect", "read_segment", "recover"]
