@@ -154,9 +154,13 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> Options:
     add("--only", default="", help="contenders to run beside the baseline, as patterns: 'shmlog*,sqlite'")
     add("--sizes", default="", help="record sizes in bytes, of those the workload offers: 128,65536")
     add("--processes", default="", help="numbers of processes, of those the workload offers: 1,4")
-    add("--seconds", type=float, help="how long one contender appends at most (default 1; 0.02 with --toy)")
+    add("--seconds", type=float, help="how long one contender appends at most (default 0.5; 0.02 with --toy)")
     add("--max-mb", type=float, help="how much one contender appends at most (default 256; 1 with --toy)")
-    add("--time-limit", type=float, default=120.0, help="seconds after which a contender is ended")
+    add(
+        "--time-limit",
+        type=float,
+        help="seconds after which a contender is ended (default 120; 10 with --toy)",
+    )
     add("--json", type=Path, help="write the results to this file")
     add("--dir", type=Path, default=Path(".bench-tmp"), help="where to work; a real disk, not tmpfs")
     given = parser.parse_args(arguments)
@@ -166,9 +170,9 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> Options:
         only=tuple(filter(None, given.only.split(","))),
         sizes=tuple(int(size) for size in filter(None, given.sizes.split(","))),
         processes=tuple(int(count) for count in filter(None, given.processes.split(","))),
-        seconds=given.seconds or (0.02 if given.toy else 1.0),
+        seconds=given.seconds or (0.02 if given.toy else 0.5),
         max_bytes=int((given.max_mb or (1 if given.toy else 256)) * 1e6),
-        time_limit_s=given.time_limit,
+        time_limit_s=given.time_limit or (10.0 if given.toy else 120.0),
         json_path=given.json,
         directory=given.dir,
     )

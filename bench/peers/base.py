@@ -418,14 +418,17 @@ def _send_all(barrier: Barrier, peer: QueuePeer, channel: Any, job: Job, writer_
 def _collect_all(barrier: Barrier, peer: QueuePeer, channel: Any, job: Job) -> tuple[Digest, int]:
     def ready() -> None:
         barrier.wait()
-        # The two waits of `_timed_appends`; a thread, since the collector must receive meanwhile.
-        threading.Thread(target=_wait_twice, args=(barrier,), daemon=True).start()
+        wait_twice_aside(barrier)
 
     digest = digest_of(peer.collect(channel, job, ready))
     return digest, time.monotonic_ns()
 
 
+def wait_twice_aside(barrier: Barrier) -> None:
+    """Take part in the senders' two waits from a thread, since a collector must receive meanwhile."""
+    threading.Thread(target=_wait_twice, args=(barrier,), daemon=True).start()
+
+
 def _wait_twice(barrier: Barrier) -> None:
     barrier.wait()
     barrier.wait()
-

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Outcome
-from bench.peers.base import Job, QueuePeer, Writer, durable_outcome, wait_durably
+from bench.peers.base import (
+    Job,
+    QueuePeer,
+    Writer,
+    durable_outcome,
+    wait_durably,
+    wait_twice_aside,
+)
 from bench.records import Digest, digest_of
 from bench.workers import CONTEXT, Target, in_child, run_workers
 
@@ -90,7 +97,7 @@ def _digest_log(job: Job) -> Digest:
 
 def _sync_groups(barrier: Barrier, channel: Any, wakers: Sequence[Any], job: Job) -> None:
     fd = _open_log(job)
-    barrier.wait()
+    wait_twice_aside(barrier)
     senders_left = job.processes
     while senders_left:
         group = [channel.get()]
@@ -107,7 +114,6 @@ def _sync_groups(barrier: Barrier, channel: Any, wakers: Sequence[Any], job: Job
         for number, _data in records:
             wakers[number].release()
     os.close(fd)
-    barrier.wait()
 
 
 def _put_and_wait(barrier: Barrier, channel: Any, wakers: Sequence[Any], job: Job, writer_no: int) -> Any:

@@ -1,0 +1,150 @@
+"""shmlog itself as a contender, through its public interface alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.harness import Outcome
+from bench.peers.base import Job, StorePeer, Writer
+from bench.workers import Skipped
+
+FLUSHER_EXIT_S = 20.0
+
+
+def open_log(directory: Path, **options: Any) -> Any:
+    """`shmlog.open`; in a child only, so that the parent never holds a log across a fork."""
+    import shmlog
+
+    return shmlog.open(directory, **options)
+
+
+def require_shmlog() -> str:
+    """Its version; raises `Skipped` when it cannot be imported."""
+    if importlib.util.find_spec("shmlog") is None:
+        raise Skipped("shmlog is not importable")
+    if importlib.util.find_spec("shmlog._native") is None:
+        raise Skipped("shmlog's native core is not built")
+    try:
+        return importlib.metadata.version("shmlog")
+    except importlib.metadata.PackageNotFoundError:
+        return "uninstalled"
+
+
+def flusher_pid(directory: Path) -> int | None:
+    """The process that flushes the log in `directory`, if one runs."""
+    wanted = str(directory).encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"flush" in arguments and wanted in arguments:
+            return int(path.parent.name)
+    return None
+
+
+def await_flusher_exit(directory: Path) -> None:
+    """Wait until the flusher has gone, so that it neither outlives nor disturbs the next contender."""
+    deadline_s = time.monotonic() + FLUSHER_EXIT_S
+    while flusher_pid(directory) is not None and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+
+
+class Shmlog(StorePeer):
+    """`append` one by one; `append_many` in batches; `append(durable=True)`."""
+
+    durability = "page cache, checksummed"
+    durable_by = "append(durable=True)"
+
+    def __init__(self, name: str = "shmlog") -> None:
+        self.name = name
+
+    def version(self) -> str:
+        return require_shmlog()
+
+    def create(self, job: Job) -> None:
+        open_log(job.directory / "log", create=True).close()
+
+    def open_writer(self, job: Job, durable: bool = False) -> Writer:
+        return ShmlogWriter(open_log(job.directory / "log"))
+
+    def records(self, job: Job) -> Iterator[memoryview]:
+        with open_log(job.directory / "log") as log:
+            log.wait_committed()
+            for record in log.read():
+                yield record.data
+
+    def _append(self, job: Job, worker: Any) -> Outcome:
+        try:
+            return super()._append(job, worker)
+        finally:
+            await_flusher_exit(job.directory / "log")
+
+    def durable(self, job: Job) -> Outcome:
+        try:
+            return super().durable(job)
+        finally:
+            await_flusher_exit(job.directory / "log")
+
+
+class ShmlogWriter(Writer):
+    def __init__(self, log: Any) -> None:
+        self.log = log
+        self.append = log.append  # type: ignore[method-assign]
+        self.append_batch = log.append_many  # type: ignore[method-assign]
+
+    def append_durable(self, data: bytes) -> None:
+        self.log.append(data, durable=True)
+
+    def close(self) -> None:
+        self.log.close()
+
+
+class ShmlogArray(Shmlog):
+    """Batches by `append_array`: one record for each row."""
+
+    def open_writer(self, job: Job, durable: bool = False) -> Writer:
+        return _ArrayWriter(open_log(job.directory / "log"))
+
+
+class _ArrayWriter(ShmlogWriter):
+    def __init__(self, log: Any) -> None:
+        super().__init__(log)
+        self.append_batch = log.append_array  # type: ignore[method-assign]
+
+    def prepare_batch(self, records: Sequence[bytes]) -> NDArray[np.uint8]:
+        return np.frombuffer(b"".join(records), dtype=np.uint8).reshape(len(records), -1)
+
+
+class ShmlogReserve(Shmlog):
+    """Records written in place: `with log.reserve(n) as r: r.buffer[:] = data`."""
+
+    def open_writer(self, job: Job, durable: bool = False) -> Writer:
+        return _ReserveWriter(open_log(job.directory / "log"))
+
+
+class _ReserveWriter(ShmlogWriter):
+    def __init__(self, log: Any) -> None:
+        super().__init__(log)
+        self.append = self._append_in_place  # type: ignore[method-assign]
+
+    def _append_in_place(self, data: bytes) -> None:
+        with self.log.reserve(len(data)) as reservation:
+            reservation.buffer[:] = data
+
+
+def process_usage(pid: int) -> tuple[float, float]:
+    """CPU seconds used so far and resident MiB of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
