@@ -56,8 +56,6 @@ class Attachment:
         self.participants.release(self.number)
         self.control.commit_bell.ring()  # the flusher may want to leave too
 
-    def anybody_else(self) -> bool:
-        return self.participants.anybody()
 
 
 def somebody_lives(lock: LockFile) -> bool:

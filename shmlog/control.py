@@ -286,3 +286,34 @@ class ControlBlock:
         names = {name: offset for name, offset in _native.LAYOUT.items() if name.startswith("CB_")}
         skip = {"CB_HEADER_BYTES", "CB_LOG_ID", "CB_BOOT_ID"}
         return {name[3:].lower(): self.load(offset) for name, offset in names.items() if name not in skip}
+
+
+class BlockView:
+    """A control block mapped read-only: to look at its watermarks, no more."""
+
+    def __init__(self, mapping: _native.Mapping) -> None:
+        self._memory = memoryview(mapping).cast("Q")
+
+    def load(self, word: int) -> int:
+        return self._memory[word // 8]
+
+    def bounds(self) -> tuple[int, int]:
+        """(trimmed_lsn, committed_lsn), each an aligned load."""
+        return self.load(CB_TRIMMED_LSN), self.load(CB_COMMITTED_LSN)
+
+
+def view_block(identity: Identity, boot_id: bytes) -> BlockView | None:
+    """The log's control block for looking at, or None if there is none of this boot."""
+    try:
+        fd = _posixshmem.shm_open("/" + block_name(identity.log_id), os.O_RDONLY, mode=0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        if os.fstat(fd).st_size != identity.geometry.control_bytes:
+            return None
+        view = BlockView(_native.Mapping(fd, identity.geometry.control_bytes, False))
+    finally:
+        os.close(fd)
+    has = b"".join(view.load(CB_BOOT_ID + at).to_bytes(8, "little") for at in (0, 8))
+    whole = view.load(CB_MAGIC) == CONTROL_MAGIC and view.load(CB_SIGNATURE) == SIGNATURE
+    return view if whole and has == boot_id else None

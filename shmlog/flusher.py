@@ -123,6 +123,7 @@ class Flusher:
         self._step_lock = threading.Lock()
         self._stop = threading.Event()
         self._prepare_wanted = threading.Event()
+        self._told_to_stop = False
         self._sync_sleeps_long = False
         self._broken: BaseException | None = None
         durable = control.durable_lsn
@@ -141,6 +142,7 @@ class Flusher:
         """Serve until stopped or no longer needed.  True: the last participant has gone,
         everything is durable, and the caller, who must hold the set-up byte if
         it wants this to stay so, may take the block down."""
+        self._stop.clear()
         self._take_over()
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__, daemon=True)
@@ -162,8 +164,13 @@ class Flusher:
 
     def stop(self) -> None:
         """End run() soon; callable from a signal handler."""
-        self._stop.set()
+        self._told_to_stop = True
         self._control.commit_bell.ring()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether stop() was called."""
+        return self._told_to_stop
 
     def settle(self) -> None:
         """Commit what is published and make it durable, mark included."""
@@ -246,7 +253,7 @@ class Flusher:
         previous = previous_limit = -1
         progress_at = retire_at = time.monotonic()
         stuck_s = PACE_S
-        while not self._stop.is_set():
+        while not self._told_to_stop:
             committed, reserved, _, limit = self._step()
             now = time.monotonic()
             progressed = committed != previous or limit != previous_limit

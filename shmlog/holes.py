@@ -95,6 +95,7 @@ def fill_hole(
         header = _native.filler(KIND_FILL, begin, end - begin, now, number, seed)
         memory(begin)[at : at + FRAME_HEADER_BYTES] = header
     control.publish(hole.begin, hole.end)
+    assert control.scan(hole.begin, hole.end, False) == hole.end, "a published hole has all of its bits"
     participants.unhold(number)
     control.add(CB_FILL_COUNT, 1)
     control.add(CB_FILL_BYTES, hole.end - hole.begin)

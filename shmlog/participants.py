@@ -53,6 +53,7 @@ from shmlog.layout import (
     PT_WAIT_DURABLE,
     PT_WAIT_LIMIT,
     PT_WAITS,
+    ROLE_FLUSHER,
     SLOT_FREE,
     SLOT_USED,
 )
@@ -147,6 +148,14 @@ class Participants:
     def anybody(self) -> bool:
         """Whether any other participant lives (not counting this LOCK file's own)."""
         return self._lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
+
+    def any_handle(self) -> bool:
+        """Whether any other participant lives that is not the flusher."""
+        load = self._control.load
+        return any(
+            load(slot_offset(number, PT_ROLE)) != ROLE_FLUSHER and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
+            for number in range(self.high)
+        )
 
     def claims(self, number: int) -> list[Claim]:
         """The claims in use.  Ask `alive` first (T3)."""

@@ -158,7 +158,7 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     reason = PROBLEMS[scan.problem]
     if scan.end_lsn < vouched:
         raise CorruptionError(segment_path(directory, scan.bad_lsn), scan.bad_lsn, reason)
-    if same_boot and not mark.clean:
+    if same_boot:
         while (found := _next_frame(images, max(scan.bad_lsn, scan.end_lsn) + GRANULE_BYTES, stop, size, seed)) is not None:
             after = _walk(directory, images, found, stop)
             if after.end_lsn > found:  # not the frames of an incomplete batch

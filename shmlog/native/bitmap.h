@@ -79,7 +79,7 @@ static inline int bitmap_publish(const bitmap_t *b, uint64_t first, uint64_t end
 /* The first granule of [first, end) whose bit is not `set` (1: first clear bit,
  * 0: first set bit), or end.  SCAN (acquire). */
 static inline uint64_t bitmap_scan(const bitmap_t *b, uint64_t first, uint64_t end, int set) {
-    uint64_t g = first, flip = set ? ~UINT64_C(0) : 0;
+    uint64_t g = first, flip = set ? 0 : ~UINT64_C(0);
     while (g < end) {
         uint64_t at = g & (b->granules - 1);
         uint64_t word = atomic_load_explicit(&b->words[at >> 6], memory_order_acquire);

@@ -1,0 +1,8 @@
+"""python -m shmlog: the command line."""
+
+import sys
+
+from shmlog.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""CLI: the shmlog command.
+
+Every verb prints for people, or one JSON document (cat: one a line) with --json.
+Exit status: 0 done, 1 an error, reported on stderr; 2 wrong usage; 130 interrupted.
+
+This module knows arguments and printing.  It may not know more of a log than
+shmlog's public names, and the flusher process it can become.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shmlog.errors import ShmlogError
+
+if TYPE_CHECKING:
+    from shmlog.reader import Record
+
+
+def _size(text: str) -> int:
+    """A size in bytes: 67108864, 64M, 64MiB."""
+    units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+    stem = text.strip().lower().removesuffix("ib").removesuffix("b")
+    unit = stem[-1:] if stem[-1:] in units else ""
+    try:
+        return int(stem.removesuffix(unit)) * units[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 67108864 or 64MiB") from None
+
+
+def _mode(text: str) -> int:
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no octal mode") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shmlog", description="A durable append-only log that many processes write.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("directory", metavar="DIR", help="the log's directory")
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        return sub
+
+    create = verb("create", _create, "Create a log; an error if there is one already.")
+    create.add_argument("--segment-bytes", type=_size, metavar="SIZE", help="a power of two (default 64MiB)")
+    create.add_argument("--window-bytes", type=_size, metavar="SIZE", help="a power of two (default 64MiB)")
+    create.add_argument("--mode", type=_mode, default=0o600, help="mode of the files, octal (default 600)")
+
+    flush = verb("flush", _flush, "Be the log's flusher until SIGTERM or Ctrl-C.")
+    flush.add_argument("--sync-interval", type=float, default=0.01, metavar="S", help="seconds (default 0.01)")
+    flush.add_argument("--mode", type=_mode, default=0o600, help="mode of new files, octal (default 600)")
+    flush.add_argument("--detach", action="store_true", help="go to the background; leave with the last user")
+
+    append = verb("append", _append, "Append standard input: a record a line, or all of it as one record.")
+    append.add_argument("--whole", action="store_true", help="all of standard input is one record")
+    append.add_argument("--tag", type=int, default=0, help="the records' tag (default 0)")
+    append.add_argument("--create", action="store_true", help="create the log if absent")
+    append.add_argument("--no-sync", action="store_true", help="do not wait until all is durable")
+
+    cat = verb("cat", _cat, "Print records, a line each (--json: with their columns).")
+    cat.add_argument("--start", type=int, metavar="LSN", help="from this record on")
+    cat.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
+    cat.add_argument("--tag", type=int, help="only records of this tag")
+    cat.add_argument("--count", type=int, metavar="N", help="at most so many records")
+    cat.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
+    cat.add_argument("--follow", action="store_true", help="go on as records are committed")
+
+    verb("info", _info, "Show what the log is and who uses it.")
+    verb("verify", _verify, "Check every frame; exit status 1 if one is bad.")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if chosen.version:
+        import shmlog
+
+        print(f"shmlog {shmlog.__version__}")
+        return 0
+    if chosen.verb is None:
+        parser.print_usage(sys.stderr)
+        return 2
+    try:
+        return int(chosen.run(chosen))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (ShmlogError, OSError, ValueError) as error:
+        if chosen.json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        print(f"shmlog: {error}", file=sys.stderr)
+        return 1
+
+
+def _say(chosen: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
+    print(json.dumps(facts, default=str) if chosen.json else text)
+
+
+def _create(chosen: argparse.Namespace) -> int:
+    from shmlog import directory
+    from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
+
+    if directory.exists(chosen.directory):
+        raise FileExistsError(17, "there is a log already", chosen.directory)
+    geometry = Geometry(chosen.segment_bytes or SEGMENT_BYTES_DEFAULT, chosen.window_bytes or WINDOW_BYTES_DEFAULT)
+    made = directory.create(chosen.directory, geometry, chosen.mode)
+    facts = {
+        "path": made.path,
+        "log_id": made.identity.log_id.hex(),
+        "segment_bytes": geometry.segment_bytes,
+        "window_bytes": geometry.window_bytes,
+    }
+    _say(chosen, facts, f"created {made.path}")
+    return 0
+
+
+def _flush(chosen: argparse.Namespace) -> int:
+    from shmlog import sidecar
+
+    return sidecar.run(chosen.directory, chosen.sync_interval, chosen.mode, chosen.detach)
+
+
+def _lines() -> Iterator[bytes]:
+    for line in sys.stdin.buffer:
+        yield line.removesuffix(b"\n")
+
+
+def _append(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    count = payload = 0
+    first = last = None
+    with shmlog.open(chosen.directory, create=chosen.create) as log:
+        if chosen.whole:
+            data = sys.stdin.buffer.read()
+            first = last = log.append(data, chosen.tag)
+            count, payload = 1, len(data)
+        else:
+            batch: list[bytes] = []
+            pending = 0
+            for line in _lines():
+                batch.append(line)
+                pending += len(line)
+                if len(batch) >= 4096 or pending >= 1 << 20:
+                    first, last = _append_lines(log, batch, chosen.tag, first)
+                    count, payload, pending, batch = count + len(batch), payload + pending, 0, []
+            if batch:
+                first, last = _append_lines(log, batch, chosen.tag, first)
+                count, payload = count + len(batch), payload + pending
+        if not chosen.no_sync:
+            log.wait_durable()
+    facts = {"records": count, "bytes": payload, "first_lsn": first, "last_lsn": last, "durable": not chosen.no_sync}
+    _say(chosen, facts, f"appended {count} records, {payload} bytes")
+    return 0
+
+
+def _append_lines(log: Any, batch: list[bytes], tag: int, first: int | None) -> tuple[int, int]:
+    lsns = log.append_many(batch, tag)
+    return int(lsns[0]) if first is None else first, int(lsns[-1])
+
+
+def _cat(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    out = sys.stdout.buffer
+    left = chosen.count if chosen.count is not None else -1
+    with shmlog.open_readonly(chosen.directory) as log:
+        records: Iterator[Record] = log.read(chosen.start, chosen.stop)
+        if chosen.follow:
+            records = log.tail(log.trimmed_lsn if chosen.start is None else chosen.start)
+        for record in records:
+            if left == 0:
+                break
+            if chosen.tag is not None and record.tag != chosen.tag:
+                continue
+            left -= 1
+            if chosen.json:
+                out.write(json.dumps(_record_facts(record)).encode() + b"\n")
+            else:
+                out.write(record.data)
+                if not chosen.raw:
+                    out.write(b"\n")
+            if chosen.follow:
+                out.flush()
+    out.flush()
+    return 0
+
+
+def _record_facts(record: Record) -> dict[str, Any]:
+    data = bytes(record.data)
+    facts: dict[str, Any] = {
+        "lsn": record.lsn,
+        "time_ns": record.time_ns,
+        "tag": record.tag,
+        "writer": record.writer,
+        "bytes": len(data),
+    }
+    try:
+        facts["text"] = data.decode("utf-8")
+    except UnicodeDecodeError:
+        facts["base64"] = base64.b64encode(data).decode()
+    return facts
+
+
+def _info(chosen: argparse.Namespace) -> int:
+    from shmlog import info
+
+    facts = info.describe(chosen.directory)
+    _say(chosen, facts, info.text(facts))
+    return 0
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    started = time.monotonic()
+    show = sys.stderr.isatty() and not chosen.json
+
+    def progress(done: int, whole: int) -> None:
+        if show:
+            print(f"\r{done / max(1, whole):6.1%} of {whole / 2**20:.0f} MiB", end="", file=sys.stderr, flush=True)
+
+    report = shmlog.verify(chosen.directory, progress)
+    if show:
+        print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
+    seconds = time.monotonic() - started
+    text = f"{report.path}: {report.records} records in [{report.begin_lsn}, {report.end_lsn}), {report.state}"
+    if report.ok:
+        text = f"{text}: every frame is valid ({seconds:.2f} s)"
+    else:
+        text = f"{text}: BAD at LSN {report.problem_lsn}: {report.problem}"
+    _say(chosen, {**report.to_dict(), "seconds": seconds}, text)
+    return 0 if report.ok else 1

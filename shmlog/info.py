@@ -1,0 +1,93 @@
+"""Info: what `shmlog info` tells of a log, live or dead, without joining it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+from shmlog import control, directory, files
+from shmlog.errors import CorruptionError
+from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockFile
+from shmlog.geometry import PARTICIPANT_COUNT
+from shmlog.layout import (
+    CB_COMMITTED_LSN,
+    CB_DURABLE_LSN,
+    CB_EPOCH,
+    CB_FILL_COUNT,
+    CB_FLUSHER_PID,
+    CB_HEADER_BYTES,
+    CB_RESERVED_LSN,
+    CB_STATE,
+    CB_SYNCS,
+    CB_TRIMMED_LSN,
+    PT_BYTES,
+    PT_PID,
+    STATE_FAILED,
+)
+from shmlog.recovery import inspect
+from shmlog.segments import list_segments, segment_path
+
+
+def describe(path: str) -> dict[str, Any]:
+    """A plain dictionary; FileNotFoundError or FormatError when there is no log."""
+    where = directory.load(path)
+    identity = where.identity
+    segments = list_segments(where)
+    blocks = sum(os.stat(segment_path(where, first)).st_blocks * 512 for first in segments)
+    facts: dict[str, Any] = {
+        "path": where.path,
+        "log_id": identity.log_id.hex(),
+        "created": datetime.datetime.fromtimestamp(identity.created_ns / 1e9, datetime.UTC).isoformat(),
+        "segment_bytes": identity.geometry.segment_bytes,
+        "window_bytes": identity.geometry.window_bytes,
+        "segments": len(segments),
+        "disk_bytes": blocks,
+    }
+    view = control.view_block(identity, files.boot_id())
+    if view is None:
+        return facts | _dead(where)
+    lock = LockFile(where.lock_path)
+    try:
+        pids = [
+            view.load(CB_HEADER_BYTES + number * PT_BYTES + PT_PID)
+            for number in range(PARTICIPANT_COUNT)
+            if lock.locked(FIRST_PARTICIPANT_BYTE + number)
+        ]
+        flusher = view.load(CB_FLUSHER_PID) if lock.locked(LEASE_BYTE) else None
+    finally:
+        lock.close()
+    return facts | {
+        "state": "failed" if view.load(CB_STATE) == STATE_FAILED else "live",
+        "reserved_lsn": view.load(CB_RESERVED_LSN),
+        "committed_lsn": view.load(CB_COMMITTED_LSN),
+        "durable_lsn": view.load(CB_DURABLE_LSN),
+        "trimmed_lsn": view.load(CB_TRIMMED_LSN),
+        "epoch": view.load(CB_EPOCH),
+        "syncs": view.load(CB_SYNCS),
+        "holes_filled": view.load(CB_FILL_COUNT),
+        "flusher_pid": flusher,
+        "participant_pids": [pid for pid in pids if pid != flusher],
+    }
+
+
+def _dead(where: directory.Directory) -> dict[str, Any]:
+    try:
+        found = inspect(where, files.boot_id())
+    except CorruptionError as error:
+        return {"state": "corrupt", "problem": str(error), "problem_lsn": error.lsn}
+    return {
+        "state": found.case.value,
+        "committed_lsn": found.end_lsn,
+        "durable_lsn": found.vouched_lsn,
+        "trimmed_lsn": found.trimmed_lsn,
+        "epoch": found.epoch,
+        "dropped_bytes": found.dropped_bytes,
+        "holes": len(found.holes),
+    }
+
+
+def text(facts: dict[str, Any]) -> str:
+    """For people: one fact a line."""
+    width = max(len(key) for key in facts)
+    return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in facts.items())

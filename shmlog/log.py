@@ -1,0 +1,566 @@
+"""Log: the handle that users hold.
+
+A handle is one participant of one log in one process.  Threads may share it.  In a
+forked child it attaches anew at its next use, with a slot of its own; pickled, it
+is opened again by its path.
+
+This module puts the parts together.  It may not contain any of the protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from shmlog import _native, control, directory, files, sidecar
+from shmlog import recovery as recovery_module
+from shmlog import verification
+from shmlog.attachment import Attachment, attach, somebody_lives, take_setup
+from shmlog.directory import Directory
+from shmlog.errors import AttachError, ClosedError, LogFailedError
+from shmlog.files import SETUP_BYTE, LockFile
+from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
+from shmlog.layout import (
+    CB_COMMITS,
+    CB_DURABLE_LSN,
+    CB_FILL_BYTES,
+    CB_FILL_COUNT,
+    CB_FLUSHER_PID,
+    CB_GENERATION,
+    CB_SYNC_NS,
+    CB_SYNCS,
+    ROLE_HANDLE,
+)
+from shmlog.participants import Participant
+from shmlog.reader import Reader, Reading, Record
+from shmlog.recovery import Recovery
+from shmlog.waiting import COMMITTED, DURABLE, Kind, Waiting, deadline_after
+from shmlog.writer import Writer, check_timeout
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+FlusherMode = Literal["auto", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """One look at a log; counters are since its control block was made."""
+
+    reserved_lsn: int
+    committed_lsn: int
+    durable_lsn: int
+    trimmed_lsn: int
+    records: int
+    payload_bytes: int
+    waits: int
+    commits: int
+    syncs: int
+    sync_seconds: float
+    holes_filled: int
+    hole_bytes: int
+    flushers: int
+    """how many flusher processes there have been"""
+    flusher_pid: int | None
+    participants: tuple[Participant, ...]
+    failed: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Log(Writer, Reading):
+    """A log, open for appending and reading.  Made by shmlog.open()."""
+
+    def __init__(
+        self, where: Directory, flusher: FlusherMode, sync_interval: float, mode: int, timeout: float
+    ) -> None:
+        super().__init__(where, timeout, self._on_stale_handle)
+        self.path = where.path
+        self._flusher_mode = flusher
+        self._sync_interval = sync_interval
+        self._mode = mode
+        self._closed = False
+        self._close_lock = threading.Lock()
+        self._stale_lock = threading.Lock()
+        self._started_at = 0.0
+        self._reader = Reader(where)
+        self.recovery: Recovery | None = None
+        """what recovery found, if this handle was the one to recover the log"""
+        self._join()
+        _logs.add(self)
+
+    # ------------------------------------------------------------ life cycle
+
+    def _join(self) -> None:
+        joined = attach(self._directory, self._mode, ROLE_HANDLE, deadline_after(self._timeout))
+        self._joined: Attachment = joined
+        self._generation = _native.fork_generation()
+        self.recovery = joined.recovery
+        waiting = Waiting(joined.control, joined.number, self._ensure_flusher)
+        self.bind(joined.control, joined.participants, joined.number, waiting)
+        try:
+            self._ensure_flusher()
+        except BaseException:
+            joined.detach()
+            joined.lock.close()
+            raise
+
+    def _on_stale_handle(self) -> None:
+        """The core found the handle closed, forked or faulted."""
+        if self._closed:
+            raise ClosedError(f"the log {self.path} has been closed")
+        if self._generation != _native.fork_generation():
+            with self._stale_lock:
+                self._rejoin()
+            return
+        if self._joined.control.native.faulted:
+            raise LogFailedError(14, self._joined.control.durable_lsn, "the control block was truncated")
+        self._renew()
+
+    def _rejoin(self) -> None:
+        """In a forked child: become a participant of its own."""
+        if self._generation == _native.fork_generation():
+            return
+        self._started_at = 0.0
+        self._join()
+
+    def _after_fork(self) -> None:
+        """In the child: locks that another thread of the parent may have held."""
+        self._close_lock = threading.Lock()
+        self._stale_lock = threading.Lock()
+        self._reader = Reader(self._directory)
+
+    def _live(self) -> Attachment:
+        """This process's attachment; ClosedError if there is none."""
+        if self._closed:
+            raise ClosedError(f"the log {self.path} has been closed")
+        if self._generation != _native.fork_generation():
+            with self._stale_lock:
+                self._rejoin()
+        return self._joined
+
+    def _ensure_flusher(self) -> None:
+        """Start a flusher unless one runs, at most twice a second."""
+        joined = self._joined
+        if self._flusher_mode != "auto" or joined.flusher_runs():
+            return
+        now = time.monotonic()
+        if now - self._started_at >= 0.5:
+            self._started_at = now
+            sidecar.start(self._directory, self._mode, self._sync_interval)
+
+    def close(self) -> None:
+        """Close the handle; views stay valid.  Idempotent.
+
+        Waits for this handle's appends in flight (TimeoutError if a reservation stays
+        open). The last handle of a log with flusher="auto" also waits, at most the
+        handle's timeout, until everything is durable and the control block is gone.
+        """
+        if self._generation != _native.fork_generation():
+            self._closed = True  # the parent's participant is not ours to close
+            self._seal()
+            return
+        with self._close_lock:
+            if self._closed:
+                return
+            deadline = deadline_after(self._timeout)
+            self._waiting.close()
+            try:
+                self.seal(deadline)
+            except TimeoutError:
+                self._renew()
+                raise
+            self._closed = True
+            joined = self._joined
+            self._reader.close()
+            joined.detach()
+            try:
+                if not joined.participants.any_handle():
+                    self._await_departure(joined, deadline)
+            finally:
+                joined.lock.close()
+                sidecar.reap_all(deadline_after(1.0))
+
+    def _await_departure(self, joined: Attachment, deadline: float) -> None:
+        """The last one out: see the flusher off, so that nothing is left behind."""
+        log_id = self._directory.identity.log_id
+        pause_s = 0.0005
+        while control.exists(log_id) and time.monotonic() < deadline and not joined.participants.any_handle():
+            if not joined.flusher_runs() and not joined.lock.locked(SETUP_BYTE):
+                if self._flusher_mode != "auto":
+                    return
+                self._ensure_flusher()
+            joined.control.commit_bell.ring()
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.01)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._flusher_mode, self._sync_interval, self._mode, self._timeout)
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<shmlog.Log {self.path!r}, closed>"
+        return f"<shmlog.Log {self.path!r}, participant {self.writer_number}>"
+
+    # ------------------------------------------------------------- appending
+
+    def append_array(
+        self, rows: npt.ArrayLike, /, tag: int = 0, *, durable: bool = False, timeout: float | None = None
+    ) -> npt.NDArray[np.uint64]:
+        """Append each row of a C-contiguous array as one record; LSNs of shape (len(rows),).
+
+        The record is the row's bytes: of an array of shape (n, ...) and any dtype without
+        Python objects, structured ones too, a record has rows.nbytes // n bytes.
+        Equal records in a row are read back as one array without a copy. Blocking and
+        errors as append(); ValueError if the array is not C-contiguous.
+        """
+        import numpy as np
+
+        if not isinstance(rows, np.ndarray):
+            raise TypeError(f"append_array() takes a NumPy array, not {type(rows).__name__}")
+        if rows.dtype.hasobject:
+            raise TypeError(f"an array of Python objects cannot be appended: {rows.dtype}")
+        if not rows.ndim:
+            raise ValueError("append_array() takes an array of at least one dimension")
+        if not rows.flags.c_contiguous:
+            raise ValueError("the array is not C-contiguous; np.ascontiguousarray makes a copy that is")
+        if not rows.nbytes:
+            plain = np.empty((len(rows), 0), np.uint8)
+        else:  # as bytes: not every dtype can be exported as a buffer
+            plain = rows.reshape(-1).view(np.uint8).reshape(len(rows), -1)
+        return self._append_rows(plain, tag, durable=durable, timeout=timeout)
+
+    # --------------------------------------------------------------- waiting
+
+    def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None:
+        """Wait until the record at lsn would survive power loss.
+
+        lsn: a record's LSN as append() returned it; None: everything appended so far, by
+        anybody. timeout: seconds, default the handle's. Raises TimeoutError,
+        LogFailedError, ClosedError, and ValueError when nothing was reserved at lsn.
+        """
+        self._wait(DURABLE, lsn, timeout)
+
+    def wait_committed(self, lsn: int | None = None, timeout: float | None = None) -> None:
+        """Wait until readers see the record at lsn; arguments and errors as wait_durable()."""
+        self._wait(COMMITTED, lsn, timeout)
+
+    def _wait(self, kind: Kind, lsn: int | None, timeout: float | None) -> None:
+        joined = self._live()
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        reserved = joined.control.reserved_lsn
+        if lsn is None:
+            target = reserved
+        else:
+            number = int(lsn.__index__())
+            if not 0 <= number <= reserved:
+                raise ValueError(f"nothing has been appended at LSN {number}: the log ends at {reserved}")
+            target = min(number + 1, reserved)
+        if not self._waiting.until(kind, target, deadline_after(seconds)):
+            has = joined.control.load(kind.watermark)
+            raise TimeoutError(f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}")
+
+    # --------------------------------------------------------------- reading
+
+    def _bounds(self) -> tuple[int, int]:
+        block = self._live().control
+        return block.trimmed_lsn, block.committed_lsn
+
+    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
+        """Yield records as they are committed, waiting for more at the end.
+
+        start: as read(), default from now on. timeout: seconds without a record after
+        which TimeoutError is raised; None waits for ever, noticing a closed handle
+        (ClosedError), a failed log (LogFailedError) and a dead flusher (a new one is
+        started).
+        """
+        seconds = None if timeout is None else check_timeout(timeout)
+        begin = self._live().control.committed_lsn if start is None else start
+        begin, _ = self._range(begin, None)
+        return self._tail(begin, seconds)
+
+    def _tail(self, begin: int, seconds: float | None) -> Iterator[Record]:
+        while True:
+            _, committed = self._bounds()
+            for batch in self._reader.batches(begin, committed):
+                yield from batch
+            begin = max(begin, committed)
+            wait_s = 3600.0 if seconds is None else seconds
+            if not self._waiting.until(COMMITTED, begin + 1, deadline_after(wait_s)) and seconds is not None:
+                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+
+    # ----------------------------------------------------------- information
+
+    @property
+    def reserved_lsn(self) -> int:
+        """The tail: where the next record will go."""
+        return self._live().control.reserved_lsn
+
+    @property
+    def committed_lsn(self) -> int:
+        """Readers see every record below it."""
+        return self._live().control.committed_lsn
+
+    @property
+    def durable_lsn(self) -> int:
+        """Every record below it survives power loss."""
+        return self._live().control.durable_lsn
+
+    @property
+    def trimmed_lsn(self) -> int:
+        """Records below it may be gone."""
+        return self._live().control.trimmed_lsn
+
+    @property
+    def segment_bytes(self) -> int:
+        return self._directory.identity.geometry.segment_bytes
+
+    @property
+    def window_bytes(self) -> int:
+        return self._directory.identity.geometry.window_bytes
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def statistics(self) -> Statistics:
+        """Watermarks, counters and participants now."""
+        joined = self._live()
+        block, table = joined.control, joined.participants
+        records, payload_bytes, waits = table.totals()
+        durable, committed, reserved = block.durable_lsn, block.committed_lsn, block.reserved_lsn
+        used = tuple(table.describe(number) for number in range(table.high) if table.used(number))
+        return Statistics(
+            reserved_lsn=reserved,
+            committed_lsn=committed,
+            durable_lsn=durable,
+            trimmed_lsn=block.trimmed_lsn,
+            records=records,
+            payload_bytes=payload_bytes,
+            waits=waits,
+            commits=block.load(CB_COMMITS),
+            syncs=block.load(CB_SYNCS),
+            sync_seconds=block.load(CB_SYNC_NS) / 1e9,
+            holes_filled=block.load(CB_FILL_COUNT),
+            hole_bytes=block.load(CB_FILL_BYTES),
+            flushers=block.load(CB_GENERATION),
+            flusher_pid=block.load(CB_FLUSHER_PID) if joined.flusher_runs() else None,
+            participants=used,
+            failed=str(block.failure()) if block.failed else None,
+        )
+
+
+_logs: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    sidecar.forget_children()
+    for log in list(_logs):
+        log._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _reopen(path: str, flusher: FlusherMode, sync_interval: float, mode: int, timeout: float) -> Log:
+    return Log(directory.load(path), flusher, sync_interval, mode, timeout)
+
+
+def open(  # noqa: A001 - the name users know
+    path: str | os.PathLike[str],
+    create: bool = False,
+    *,
+    segment_bytes: int | None = None,
+    window_bytes: int | None = None,
+    flusher: FlusherMode = "auto",
+    sync_interval: float = 0.01,
+    mode: int = 0o600,
+    timeout: float = 30.0,
+) -> Log:
+    """Open a log for appending and reading.
+
+    path: the log's directory. create=False: it must exist (FileNotFoundError);
+    create=True: make it if absent, with segment_bytes and window_bytes (powers of two,
+    64 MiB each by default; ValueError if given and different from an existing log's).
+    flusher: "auto" starts a flusher process when none runs; "external" never does.
+    sync_interval: seconds between syncs while nobody waits. mode: the files' mode.
+    timeout: seconds that anything of this handle may block unless told otherwise.
+
+    Recovers the log if its control block is gone: CorruptionError when what was vouched
+    for is damaged. Also raises FormatError, AttachError, TimeoutError, OSError.
+    """
+    if flusher not in ("auto", "external"):
+        raise ValueError(f'flusher must be "auto" or "external", not {flusher!r}')
+    if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o666 or mode & 0o600 != 0o600:
+        raise ValueError(f"mode must be 0o600 plus rights for others, not {mode!r}")
+    seconds = check_timeout(timeout)
+    interval = check_timeout(sync_interval)
+    where = os.fsdecode(path)
+    if create and not directory.exists(where):
+        wanted = Geometry(
+            SEGMENT_BYTES_DEFAULT if segment_bytes is None else segment_bytes,
+            WINDOW_BYTES_DEFAULT if window_bytes is None else window_bytes,
+        )
+        found = directory.create(where, wanted, mode)
+    else:
+        found = directory.load(where)
+    has = found.identity.geometry
+    for name, given, own in (
+        ("segment_bytes", segment_bytes, has.segment_bytes),
+        ("window_bytes", window_bytes, has.window_bytes),
+    ):
+        if given is not None and given != own:
+            raise ValueError(f"{name}={given}, but the log {found.path} has {own}")
+    return Log(found, flusher, interval, mode, seconds)
+
+
+class ReadonlyLog(Reading):
+    """A log, live or dead, open for reading: no writes, no participant slot.
+
+    Of a dead log it sees what recovery would keep; `recovery` says what that is.
+    """
+
+    def __init__(self, where: Directory) -> None:
+        self.path = where.path
+        self._directory = where
+        self._reader = Reader(where)
+        self._closed = False
+        self._block: control.BlockView | None = control.view_block(where.identity, files.boot_id())
+        self.recovery: Recovery | None = None
+        if self._block is None:
+            self.recovery = recovery_module.inspect(where, files.boot_id())
+
+    def _bounds(self) -> tuple[int, int]:
+        if self._closed:
+            raise ClosedError(f"the log {self.path} has been closed")
+        if self._block is not None:
+            return self._block.bounds()
+        assert self.recovery is not None
+        return self.recovery.trimmed_lsn, self.recovery.end_lsn
+
+    @property
+    def live(self) -> bool:
+        """Whether the log had a control block when it was opened."""
+        return self._block is not None
+
+    @property
+    def committed_lsn(self) -> int:
+        """Records below it can be read."""
+        return self._bounds()[1]
+
+    @property
+    def trimmed_lsn(self) -> int:
+        """Records below it may be gone."""
+        return self._bounds()[0]
+
+    @property
+    def durable_lsn(self) -> int:
+        """Every record below it survives power loss."""
+        if self._block is not None:
+            return self._block.load(CB_DURABLE_LSN)
+        assert self.recovery is not None
+        return self.recovery.vouched_lsn
+
+    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
+        """As Log.tail(), but looks every few milliseconds: a reader without a participant
+        slot cannot be woken.  Of a dead log it ends with TimeoutError, or never."""
+        seconds = None if timeout is None else check_timeout(timeout)
+        begin, _ = self._range(self.committed_lsn if start is None else start, None)
+        return self._tail(begin, seconds)
+
+    def _tail(self, begin: int, seconds: float | None) -> Iterator[Record]:
+        quiet_since, pause_s = time.monotonic(), 0.0005
+        while True:
+            _, committed = self._bounds()
+            if committed > begin:
+                for batch in self._reader.batches(begin, committed):
+                    yield from batch
+                begin, quiet_since, pause_s = committed, time.monotonic(), 0.0005
+                continue
+            if seconds is not None and time.monotonic() - quiet_since >= seconds:
+                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.01)
+
+    def close(self) -> None:
+        """Close the handle; views stay valid."""
+        self._closed = True
+        self._reader.close()
+
+    def __enter__(self) -> ReadonlyLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "live" if self.live else "dead"
+        return f"<shmlog.ReadonlyLog {self.path!r}, {state}>"
+
+
+def open_readonly(path: str | os.PathLike[str]) -> ReadonlyLog:
+    """Open a live or dead log for reading only; needs no right to write to it.
+
+    Raises FileNotFoundError, FormatError, and CorruptionError of a dead log that is
+    damaged below what it vouches for.
+    """
+    return ReadonlyLog(directory.load(os.fsdecode(path)))
+
+
+def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: float = 30.0) -> Recovery:
+    """Recover a log that nobody uses, as the next open() would; returns what was found.
+
+    A control block that survived is joined, not thrown away: then this opens and closes
+    the log. dry_run=True only looks. Raises AttachError if somebody uses the log,
+    CorruptionError, FormatError.
+    """
+    where = directory.load(os.fsdecode(path))
+    if dry_run:
+        return recovery_module.inspect(where, files.boot_id())
+    lock = LockFile(where.lock_path)
+    try:
+        take_setup(lock, deadline_after(timeout))
+        if somebody_lives(lock):
+            raise AttachError(f"{where.path} is in use")
+    finally:
+        lock.close()
+    with open(where.path, timeout=timeout) as log:
+        if log.recovery is not None:
+            return log.recovery
+        log.wait_durable()
+        end = log.durable_lsn
+        return Recovery(recovery_module.Case.INTACT, end, log.trimmed_lsn, end, 0)
+
+
+def verify(path: str | os.PathLike[str], progress: Any = None) -> verification.VerifyReport:
+    """Check every frame of a live or dead log; changes nothing.
+
+    The report says ok, how many records, and where the first problem is. progress, if
+    given, is called with (bytes done, bytes in all). Raises FileNotFoundError and
+    FormatError when the directory is no log.
+    """
+    from shmlog.errors import CorruptionError
+
+    where = directory.load(os.fsdecode(path))
+    try:
+        with ReadonlyLog(where) as log:
+            begin, end = log._bounds()
+            state = "live" if log.recovery is None else log.recovery.case.value
+    except CorruptionError as error:
+        return verification.VerifyReport(
+            where.path, False, 0, 0, 0, 0, error.lsn, f"{error.path}: {error.reason}", "corrupt"
+        )
+    return verification.check_frames(where, begin, end, state, progress)

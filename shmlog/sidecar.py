@@ -1,0 +1,169 @@
+"""Sidecar: the flusher as a process.
+
+Started on demand it detaches at once (its own session, no terminal, no child of
+the process that started it), writes to flusher.log in the log's directory, and
+leaves when the last participant has gone and all is durable.  Started by hand it
+stays until it is told to end: SIGTERM and SIGINT settle and exit.
+
+This module knows processes and signals.  It may not know the protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import time
+
+from shmlog import attachment, directory, files
+from shmlog.attachment import Attachment, attach
+from shmlog.directory import Directory
+from shmlog.errors import AttachError
+from shmlog.files import LEASE_BYTE, SETUP_BYTE, LockFile
+from shmlog.flusher import Flusher
+from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, ROLE_FLUSHER
+
+LOG_BYTES_MAX = 1 << 20
+
+log = logging.getLogger("shmlog.flusher")
+
+_started: list[int] = []
+
+
+def start(where: Directory, mode: int, sync_interval: float) -> None:
+    """Start a flusher process for the log and return at once.  If one runs already,
+    the new one finds the lease taken and ends.  OSError if no process can be made."""
+    reap()
+    python = os.environ.get("SHMLOG_PYTHON") or sys.executable
+    if not python:
+        raise OSError(errno.ENOENT, "no Python interpreter to run the flusher with; set SHMLOG_PYTHON")
+    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COV_CORE_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, environment.get("PYTHONPATH"))))
+    arguments = [python, "-m", "shmlog", "flush", where.path, "--detach"]
+    arguments += ["--sync-interval", repr(sync_interval), "--mode", f"{mode:o}"]
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    _started.append(os.posix_spawn(python, arguments, environment, file_actions=null, setsid=True))
+
+
+def reap() -> None:
+    """Collect the starters that have ended; they do so at once."""
+    for pid in list(_started):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                continue
+        _started.remove(pid)
+
+
+def forget_children() -> None:
+    """In a forked child: the parent's starters are not ours."""
+    _started.clear()
+
+
+def reap_all(deadline: float) -> None:
+    while True:
+        reap()
+        if not _started or time.monotonic() >= deadline:
+            return
+        time.sleep(0.001)
+
+
+def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
+    """Be the log's flusher; the exit status.  0 also when another one runs already and
+    this one was started on demand."""
+    where = directory.load(path)
+    if detach and os.fork():
+        os._exit(0)
+    _set_up_logging(where, mode, detach)
+    lock = LockFile(where.lock_path, mode)
+    if not _take_lease(lock, patient=detach):
+        if detach:
+            return 0
+        raise AttachError(f"{where.path} has a flusher already")
+    sys.setswitchinterval(0.0005)
+    try:
+        return _serve(where, lock, mode, sync_interval, linger=not detach)
+    except BaseException:
+        log.exception("the flusher ends")
+        raise
+    finally:
+        lock.close()
+
+
+def _take_lease(lock: LockFile, patient: bool) -> bool:
+    """The holder may be about to leave: when started on demand, wait for it briefly."""
+    deadline = time.monotonic() + (0.2 if patient else 0.0)
+    while not lock.try_lock(LEASE_BYTE):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _serve(where: Directory, lock: LockFile, mode: int, sync_interval: float, linger: bool) -> int:
+    joined = attach(where, mode, ROLE_FLUSHER, time.monotonic() + 30.0, lock)
+    native = joined.control.native
+    generation = native.add(CB_GENERATION, 1) + 1
+    native.store(CB_FLUSHER_PID, os.getpid())
+    flusher = Flusher(
+        where, joined.control, joined.participants, joined.number, joined.boot_id, mode, sync_interval, linger
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: flusher.stop())
+    log.info("flusher %d of %s begins (pid %d)", generation, where.path, os.getpid())
+    try:
+        while not flusher.run() or not _leave(flusher, joined, lock):
+            if flusher.stopped:
+                flusher.settle()
+                joined.detach()
+                log.info("told to end; participants remain")
+                break
+    finally:
+        flusher.close()
+    return 0
+
+
+def _leave(flusher: Flusher, joined: Attachment, lock: LockFile) -> bool:
+    """Under the set-up byte nobody can join: if still nobody is there, finish the log
+    and take the block down."""
+    attachment.take_setup(lock, time.monotonic() + 30.0)
+    try:
+        if joined.participants.anybody():
+            return False
+        flusher.finish()
+        attachment.take_down(joined)
+        log.info("the last participant has gone; all is durable up to LSN %d", joined.control.durable_lsn)
+        lock.unlock(LEASE_BYTE)  # before the set-up byte: who joins next must not believe in us
+        return True
+    finally:
+        lock.unlock(SETUP_BYTE)
+
+
+def _set_up_logging(where: Directory, mode: int, detached: bool) -> None:
+    handlers: list[logging.Handler] = []
+    if not detached:
+        handlers.append(logging.StreamHandler())
+    with contextlib.suppress(OSError):
+        if os.path.getsize(where.flusher_log_path) > LOG_BYTES_MAX:
+            os.replace(where.flusher_log_path, where.flusher_log_path + ".old")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.close(files.create_file(where.flusher_log_path, mode))
+        handlers.append(logging.FileHandler(where.flusher_log_path))
+    except OSError:
+        if detached:
+            handlers.append(logging.NullHandler())  # a full disk must not stop the flusher
+    if detached:
+        with contextlib.suppress(OSError):
+            fd = os.open(where.flusher_log_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            os.dup2(fd, 2)
+            os.close(fd)
+        faulthandler.enable()
+    logging.basicConfig(
+        level=logging.INFO, handlers=handlers, format="%(asctime)s %(process)d %(levelname)s %(message)s", force=True
+    )
+    logging.raiseExceptions = False
