@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.peers.base import Job, StorePeer, Writer
-from bench.workers import Skipped, run_workers
+from bench.workers import Skipped, Target, run_workers
 
 CRC_BYTES = 64 << 20
 MADV_POPULATE_WRITE = 23
@@ -75,10 +75,11 @@ class _MappedWriter(Writer):
         os.close(self.fd)
 
 
-def semaphore_round_trips(rounds: int, time_limit_s: float) -> list[int]:
-    """Latencies, in nanoseconds, of waking a process and being woken by it."""
+def semaphore_round_trips(rounds: int, rest_s: float, time_limit_s: float) -> list[int]:
+    """Latencies, in nanoseconds, of waking a sleeping process and being woken by it."""
     with _semaphores() as names:
-        _echoed, samples = run_workers([(_echo, (names, rounds)), (_ping, (names, rounds))], time_limit_s)
+        targets: list[Target] = [(_echo, (names, rounds)), (_ping, (names, rounds, rest_s))]
+        _echoed, samples = run_workers(targets, time_limit_s)
     return list(samples)
 
 
@@ -111,11 +112,12 @@ def _echo(barrier: Barrier, names: tuple[str, str], rounds: int) -> None:
         back.release()
 
 
-def _ping(barrier: Barrier, names: tuple[str, str], rounds: int) -> list[int]:
+def _ping(barrier: Barrier, names: tuple[str, str], rounds: int, rest_s: float) -> list[int]:
     there, back = (_posix_ipc().Semaphore(name) for name in names)
     samples = []
     barrier.wait()
     for _ in range(rounds):
+        time.sleep(rest_s)
         begin_ns = time.monotonic_ns()
         there.release()
         back.acquire()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from bench.harness import Outcome
 from bench.peers.base import Job, StorePeer, Writer
-from bench.workers import Skipped
+from bench.workers import Skipped, WorkerError
 
 FLUSHER_EXIT_S = 20.0
 
@@ -55,8 +57,20 @@ def flusher_pid(directory: Path) -> int | None:
 def await_flusher_exit(directory: Path) -> None:
     """Wait until the flusher has gone, so that it neither outlives nor disturbs the next contender."""
     deadline_s = time.monotonic() + FLUSHER_EXIT_S
-    while flusher_pid(directory) is not None and time.monotonic() < deadline_s:
+    while (pid := flusher_pid(directory)) is not None:
+        if time.monotonic() >= deadline_s:
+            os.kill(pid, signal.SIGKILL)
+            raise WorkerError(f"the flusher did not leave within {FLUSHER_EXIT_S:g} s")
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def flusher_seen_off(directory: Path) -> Iterator[None]:
+    """Leave only when the log's flusher has gone."""
+    try:
+        yield
+    finally:
+        await_flusher_exit(directory)
 
 
 class Shmlog(StorePeer):
@@ -84,16 +98,12 @@ class Shmlog(StorePeer):
                 yield record.data
 
     def _append(self, job: Job, worker: Any) -> Outcome:
-        try:
+        with flusher_seen_off(job.directory / "log"):
             return super()._append(job, worker)
-        finally:
-            await_flusher_exit(job.directory / "log")
 
     def durable(self, job: Job) -> Outcome:
-        try:
+        with flusher_seen_off(job.directory / "log"):
             return super().durable(job)
-        finally:
-            await_flusher_exit(job.directory / "log")
 
 
 class ShmlogWriter(Writer):
