@@ -445,6 +445,8 @@ class Flusher:
             native.store(CB_PREPARED_LSN, end)
             self._step()
             self._control.wake_waiters()
+            if self._goal(self._control.reserved_lsn) <= end:
+                self._sync_piece(end)
 
     def _prepare(self, begin: int, end: int) -> None:
         geometry = self._geometry
@@ -454,8 +456,13 @@ class Flusher:
         stop = geometry.file_offset(begin) + end - begin
         files.allocate(opened.prepare_fd, at, stop)
         opened.mapping.populate(at, stop - at)
+
+    def _sync_piece(self, end: int) -> None:
+        """Write the zeros of what was prepared, while nobody is near it: a later sync of
+        a record there then writes a page or two and changes no extent. When writers
+        come too fast for that, they are not made to wait for the disk."""
         try:
-            os.fdatasync(opened.prepare_fd)
+            os.fdatasync(self._opened(self._geometry.segment_begin(end - 1)).prepare_fd)
         except OSError as error:
             self._fail(error, self._control.durable_lsn)
 
