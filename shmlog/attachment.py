@@ -109,7 +109,7 @@ def _join_or_make(
         if somebody_lives(lock) or "belongs to" in str(error):
             raise
         log.warning("replacing a control block that nobody uses: %s", error)
-        control.unlink_all(identity.log_id, PARTICIPANT_COUNT)
+        control.unlink_all(identity.log_id)
     found = recover(directory, boot)
     if found.case not in (Case.EMPTY, Case.CLEAN):
         log.warning(

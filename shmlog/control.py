@@ -9,7 +9,7 @@ with which.  Who may store each word:
     cleared, prepared,
     durable, intent
     state, failed_*     whoever finds the failure; once
-    wanted_lsn          writers that wait for room (a maximum)
+    wanted_*            whoever waits (maxima)
 
 Invariants
   C1  The block has real memory behind every page before anyone stores to it: a
@@ -55,7 +55,6 @@ from shmlog.layout import (
     CB_LOG_ID,
     CB_MAGIC,
     CB_PARTICIPANT_COUNT,
-    CB_PARTICIPANT_HIGH,
     CB_PREPARED_LSN,
     CB_RESERVED_LSN,
     CB_SEGMENT_BYTES,
@@ -69,7 +68,7 @@ from shmlog.layout import (
     STATE_FAILED,
     STATE_RUNNING,
 )
-from shmlog.participants import Participants, slot_offset
+from shmlog.participants import Participants
 from shmlog.semaphores import Bell, unlink
 
 if TYPE_CHECKING:
@@ -119,13 +118,13 @@ def exists(log_id: bytes) -> bool:
     return True
 
 
-def unlink_all(log_id: bytes, high: int) -> None:
+def unlink_all(log_id: bytes) -> None:
     """Remove the block's and the semaphores' names."""
     try:
         _posixshmem.shm_unlink("/" + block_name(log_id))
     except FileNotFoundError:
         pass
-    for which in ["c", "s", *(str(number) for number in range(high))]:
+    for which in ("c", "s"):
         unlink(bell_name(log_id, which))
 
 
@@ -136,7 +135,6 @@ class ControlBlock:
         self.identity = identity
         self._block = block
         self.native = _native.Control(block.buf, identity.geometry.window_bytes, PARTICIPANT_COUNT)
-        self._slot_bells: dict[int, Bell] = {}
         self.commit_bell = Bell(bell_name(identity.log_id, "c"))
         self.sync_bell = Bell(bell_name(identity.log_id, "s"))
 
@@ -171,7 +169,7 @@ class ControlBlock:
             store(CB_STATE, STATE_RUNNING)
             store(CB_MAGIC, CONTROL_MAGIC)  # last: the block is whole
         except BaseException:
-            unlink_all(identity.log_id, 0)
+            unlink_all(identity.log_id)
             raise
         return self
 
@@ -209,7 +207,7 @@ class ControlBlock:
         return Participants(self.native, lock)
 
     def unlink(self) -> None:
-        unlink_all(self.identity.log_id, self.load(CB_PARTICIPANT_HIGH))
+        unlink_all(self.identity.log_id)
 
     # ----------------------------------------------------------------- words
 
@@ -259,27 +257,11 @@ class ControlBlock:
             native.store(CB_FAILED_ERRNO, errno)
             native.store(CB_FAILED_LSN, lsn)
         native.store(CB_LIMIT_LSN, 0)  # every append takes the slow path and finds out
+        for watermark in (CB_COMMITTED_LSN, CB_DURABLE_LSN, CB_LIMIT_LSN):
+            native.wake(watermark)
 
     def failure(self) -> LogFailedError:
         return LogFailedError(self.native.load(CB_FAILED_ERRNO), self.native.load(CB_FAILED_LSN))
-
-    # ----------------------------------------------------------------- bells
-
-    def slot_bell(self, number: int) -> Bell:
-        bell = self._slot_bells.get(number)
-        if bell is None:
-            bell = self._slot_bells[number] = Bell(bell_name(self.identity.log_id, str(number)))
-        return bell
-
-    def wake_waiters(self, everyone: bool = False) -> int:
-        """Ring for each participant whose wait target is reached (or for all)."""
-        numbers = self.native.take_satisfied(everyone)
-        for number in numbers:
-            self.slot_bell(number).ring()
-        return len(numbers)
-
-    def set_target(self, number: int, kind: int, lsn: int) -> None:
-        self.native.store(slot_offset(number, kind), lsn)
 
     def snapshot(self) -> dict[str, Any]:
         """The header's words by name, at one moment after another."""

@@ -43,21 +43,22 @@ from shmlog.holes import Busy, Hole, fill_hole, find_hole
 from shmlog.layout import (
     CB_COMMIT_SLEEP,
     CB_COMMITS,
+    CB_COMMITTED_LSN,
     CB_DURABLE_LSN,
     CB_EPOCH,
     CB_FULL_ERRNO,
     CB_INTENT_LSN,
+    CB_LIMIT_LSN,
     CB_PREPARE_TRIES,
     CB_PREPARED_LSN,
     CB_ROLLS,
     CB_SYNC_NS,
     CB_SYNC_SLEEP,
     CB_SYNCS,
-    CB_WANTED_LSN,
+    CB_WANTED_COMMITTED,
+    CB_WANTED_DURABLE,
+    CB_WANTED_LIMIT,
     NO_LSN,
-    PT_WAIT_COMMITTED,
-    PT_WAIT_DURABLE,
-    PT_WAIT_LIMIT,
     SEGMENT_HEADER_BYTES,
     SLEEP_AWAKE,
     SLEEP_IDLE,
@@ -70,6 +71,8 @@ PACE_S = 0.001
 """Between two commits while writers are busy and nobody waits: they get the cores."""
 STUCK_S = 0.05
 """The longest time between two looks at a range that a live writer is still copying."""
+SPIN_NS = 50_000
+"""After a sync that somebody waited for: how long to watch for the next such wait."""
 IDLE_AFTER_S = 0.01
 IDLE_S = 0.25
 SETTLE_AFTER_S = 1.0
@@ -179,7 +182,6 @@ class Flusher:
             self._sync(self._control.committed_lsn)
         if not self._control.failed:
             self._sync_mark(clean=False)
-        self._control.wake_waiters()
 
     def finish(self) -> None:
         """Everybody has gone (the caller holds the set-up byte): fill the last holes,
@@ -256,13 +258,15 @@ class Flusher:
         while not self._told_to_stop:
             committed, reserved, _, limit = self._step()
             now = time.monotonic()
-            progressed = committed != previous or limit != previous_limit
+            progressed = committed != previous
+            if limit != previous_limit:
+                previous_limit = limit
+                native.wake(CB_LIMIT_LSN)
             if progressed:
-                if committed != previous:
-                    native.add(CB_COMMITS, 1)
-                previous, previous_limit = committed, limit
+                native.wake(CB_COMMITTED_LSN)
+                native.add(CB_COMMITS, 1)
+                previous = committed
                 progress_at, stuck_s = now, PACE_S / 4
-                control.wake_waiters()
                 if self._sync_sleeps_long:
                     control.sync_bell.ring()
             self._ask_to_prepare(reserved)
@@ -271,9 +275,7 @@ class Flusher:
                 self._retire()
                 if not self._linger and self._deserted():
                     return
-            waited_for = (
-                native.lowest_target(PT_WAIT_COMMITTED) != NO_LSN or native.lowest_target(PT_WAIT_LIMIT) != NO_LSN
-            )
+            waited_for = native.load(CB_WANTED_COMMITTED) > committed or native.load(CB_WANTED_LIMIT) > limit
             if committed < reserved and not progressed:
                 if self._repair(committed):
                     continue
@@ -332,20 +334,21 @@ class Flusher:
         last_sync = changed_at = time.monotonic()
         patience_s = 0.0002
         while not self._stop.is_set() and not control.failed:
-            wanted = native.lowest_target(PT_WAIT_DURABLE)
-            if wanted != NO_LSN:
-                self._step()
             committed, durable = control.committed_lsn, control.durable_lsn
+            wanted = native.load(CB_WANTED_DURABLE)
+            if wanted > durable:
+                committed = self._step()[0]
             now = time.monotonic()
             due_in = last_sync + self._sync_interval - now
-            if committed > durable and (wanted != NO_LSN or due_in <= 0):
+            if committed > durable and (wanted > durable or due_in <= 0):
                 self._sync(committed)
-                control.wake_waiters()
                 last_sync = changed_at = time.monotonic()
                 patience_s = 0.0002
+                if wanted > durable:  # who waited is likely to come again
+                    native.spin(CB_WANTED_DURABLE, committed + 1, SPIN_NS)
                 continue
             timeout_s = IDLE_S * 4
-            if wanted != NO_LSN:  # what it waits for is still being copied
+            if wanted > durable:  # what it waits for is still being copied
                 timeout_s = patience_s = min(patience_s * 1.5, 0.01)
             elif committed > durable:
                 timeout_s = due_in
@@ -356,7 +359,7 @@ class Flusher:
                     continue
             self._sync_sleeps_long = committed == durable
             native.store(CB_SYNC_SLEEP, SLEEP_IDLE)
-            if native.lowest_target(PT_WAIT_DURABLE) == wanted and (
+            if native.load(CB_WANTED_DURABLE) == wanted and (
                 not self._sync_sleeps_long or control.committed_lsn == committed
             ):
                 control.sync_bell.wait(timeout_s)
@@ -378,6 +381,7 @@ class Flusher:
         if control.failed:  # the prepare loop saw an error, perhaps of the same pages
             return
         native.store(CB_DURABLE_LSN, target)
+        native.wake(CB_DURABLE_LSN)
         native.store(CB_INTENT_LSN, NO_LSN)
         native.add(CB_SYNCS, 1)
         native.add(CB_SYNC_NS, time.monotonic_ns() - started)
@@ -405,7 +409,6 @@ class Flusher:
         with self._step_lock:  # so that no commit step raises the limit again
             self._control.fail(error.errno or 5, durable)
         log.error("a sync failed, the log is closed to appends: %s", error)
-        self._control.wake_waiters(everyone=True)
 
     # ---------------------------------------------------------------- prepare
 
@@ -415,7 +418,7 @@ class Flusher:
 
     def _goal(self, reserved: int) -> int:
         """How far should be prepared: some pieces ahead, or as far as a writer wants."""
-        wanted = min(self._native.load(CB_WANTED_LSN), reserved + self._geometry.window_bytes)
+        wanted = min(self._native.load(CB_WANTED_LIMIT), reserved + self._geometry.window_bytes)
         return max(reserved + AHEAD_PIECES * self._geometry.piece_bytes - 1, wanted)
 
     def _prepare_loop(self) -> None:
@@ -436,7 +439,6 @@ class Flusher:
                     log.error("cannot prepare [%d, %d): %s", prepared, end, error)
                 native.store(CB_FULL_ERRNO, error.errno or 5)
                 native.add(CB_PREPARE_TRIES, 1)
-                self._control.wake_waiters(everyone=True)
                 self._stop.wait(0.1)
                 continue
             if self._control.failed:
@@ -444,7 +446,7 @@ class Flusher:
             native.store(CB_FULL_ERRNO, 0)
             native.store(CB_PREPARED_LSN, end)
             self._step()
-            self._control.wake_waiters()
+            native.wake(CB_LIMIT_LSN)
             if self._goal(self._control.reserved_lsn) <= end:
                 self._sync_piece(end)
 

@@ -49,9 +49,6 @@ from shmlog.layout import (
     PT_ROLE,
     PT_STARTED_NS,
     PT_STATE,
-    PT_WAIT_COMMITTED,
-    PT_WAIT_DURABLE,
-    PT_WAIT_LIMIT,
     PT_WAITS,
     ROLE_FLUSHER,
     SLOT_FREE,
@@ -229,8 +226,6 @@ class Participants:
             self._control.add(word, value)
 
     def _reset(self, number: int) -> None:
-        for target in (PT_WAIT_COMMITTED, PT_WAIT_DURABLE, PT_WAIT_LIMIT):
-            self._control.store(slot_offset(number, target), NO_LSN)
         self._control.store(slot_offset(number, PT_WAITS), 0)
         for claim in range(CLAIM_COUNT):
             self._control.store(_claim_offset(number, claim, CL_BEGIN), NO_LSN)

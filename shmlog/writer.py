@@ -20,7 +20,7 @@ from shmlog import _native
 from shmlog.control import ControlBlock
 from shmlog.directory import Directory
 from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError
-from shmlog.layout import CB_FULL_ERRNO, CB_PREPARE_TRIES, CB_WANTED_LSN
+from shmlog.layout import CB_FULL_ERRNO, CB_PREPARE_TRIES
 from shmlog.participants import Participants
 from shmlog.segments import map_segment
 from shmlog.waiting import DURABLE, ROOM, Waiting
@@ -103,7 +103,6 @@ class Writer(_native.Writer):
     def _wait_for_room(self, end: int, deadline: float) -> None:
         control = self._control
         tries = control.load(CB_PREPARE_TRIES)
-        control.native.raise_to(CB_WANTED_LSN, end)
 
         def disk_is_full() -> bool:  # and was tried anew since we asked
             return bool(control.load(CB_FULL_ERRNO)) and control.load(CB_PREPARE_TRIES) > tries + 1

@@ -303,7 +303,7 @@ static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t
     uint64_t next = bitmap_scan(bitmap, committed >> GRANULE_SHIFT, bound >> GRANULE_SHIFT, 0) << GRANULE_SHIFT;
     if (next > committed) {
         SHMLOG_STEP("commit");
-        atomic_store(committed_word, next); /* COMMIT; seq_cst for TARGET */
+        atomic_store(committed_word, next); /* COMMIT */
         if (bitmap_clear(bitmap, committed >> GRANULE_SHIFT, next >> GRANULE_SHIFT))
             return OUTCOME_DIED;
         SHMLOG_STEP("cleared");
@@ -320,7 +320,7 @@ static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t
     if (running ? limit > old_limit : old_limit != 0) {
         SHMLOG_STEP("limit");
         old_limit = running ? limit : 0;
-        atomic_store(limit_word, old_limit); /* LIMIT (release); seq_cst for TARGET */
+        atomic_store(limit_word, old_limit); /* LIMIT (release) */
     }
     *out = (commit_t){.committed = committed, .reserved = reserved, .cleared = cleared, .limit = old_limit};
     return OUTCOME_DONE;

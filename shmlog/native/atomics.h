@@ -11,11 +11,13 @@
  *              then store cleared_lsn             [cleared, committed)      a hole after a flusher's death
  *   LIMIT      flusher: store limit_lsn after     writer: load before CAS   a bit of the next lap is set,
  *              cleared_lsn and prepared_lsn                                 then cleared; a store past the file
- *   DURABLE    flusher: store durable_lsn         waiters: load it          -
+ *   DURABLE    flusher: store durable_lsn         waiters: load it          called durable too soon
  *   SLEEP      flusher: store sleep word, then    writer: set bits, then    both miss: nobody wakes
  *              load the work (all seq_cst)        load sleep word (seq_cst) the flusher
- *   TARGET     waiter: store target, then load    flusher: store watermark, both miss: nobody wakes
- *              the watermark (all seq_cst)        then load targets         the waiter
+ *   WANTED     waiter: raise wanted_*, then load  flusher: store sleep word, then  both miss: nobody wakes
+ *              the sleep word (all seq_cst)       load wanted_* (all seq_cst)      the flusher
+ *   WAKE       flusher: store a watermark, then   waiter: futex wait on the value  a wait lasts its whole
+ *              futex wake on it                   it saw; the kernel compares      slice
  *
  * SHMLOG_STEP(label) is nothing in the shipped build.  The test build defines
  * it as a point at which a scheduler may switch to another participant or let

@@ -31,7 +31,7 @@ enum { KIND_NONE = 0, KIND_DATA = 1, KIND_PAD = 2, KIND_FILL = 3 };
 /* Frame flags. */
 enum { FLAG_BATCH_GOES_ON = 1 };
 
-/* "No LSN": idle claims and wait targets. */
+/* "No LSN": idle claims, and the intent between syncs. */
 #define NO_LSN UINT64_MAX
 /* A claim word is the LSN (a multiple of 32) plus this bit once it is owned. */
 #define CLAIM_HELD 1u
@@ -63,7 +63,9 @@ enum {
     CB_PREPARE_TRIES = 928,
     CB_COMMIT_SLEEP = 1024,     /* SLEEP_*, the flusher's commit loop */
     CB_SYNC_SLEEP = 1152,       /* SLEEP_*, the flusher's sync loop */
-    CB_WANTED_LSN = 1280,       /* writers: how far room is wanted (maximum) */
+    CB_WANTED_LIMIT = 1280,     /* waiters, as maxima: how far each watermark is waited for */
+    CB_WANTED_COMMITTED = 1288,
+    CB_WANTED_DURABLE = 1296,
     CB_PARTICIPANT_HIGH = 1408, /* one more than the highest slot ever taken */
     CB_GENERATION = 1536,       /* flusher's own: how many there have been, and what they did */
     CB_FLUSHER_PID = 1544,
@@ -91,10 +93,7 @@ enum {
     PT_STARTED_NS = 16,
     PT_ROLE = 24,
     PT_NAME = 32, /* 32 bytes, for people only */
-    PT_WAIT_COMMITTED = 64,
-    PT_WAIT_DURABLE = 72,
-    PT_WAIT_LIMIT = 80,
-    PT_WAITS = 88,
+    PT_WAITS = 64,
     PT_CLAIMS = 128, /* CLAIM_COUNT claims */
     PT_BYTES = 512
 };
@@ -133,13 +132,13 @@ _Static_assert((1u << GRANULE_SHIFT) == GRANULE_BYTES, "granule");
     X(CB_CREATED_NS) X(CB_RESERVED_LSN) X(CB_LIMIT_LSN) X(CB_COMMITTED_LSN)                  \
     X(CB_CLEARED_LSN) X(CB_PREPARED_LSN) X(CB_DURABLE_LSN) X(CB_INTENT_LSN)                  \
     X(CB_TRIMMED_LSN) X(CB_STATE) X(CB_FAILED_ERRNO) X(CB_FAILED_LSN) X(CB_FULL_ERRNO)       \
-    X(CB_PREPARE_TRIES) X(CB_COMMIT_SLEEP) X(CB_SYNC_SLEEP) X(CB_WANTED_LSN)                 \
+    X(CB_PREPARE_TRIES) X(CB_COMMIT_SLEEP) X(CB_SYNC_SLEEP) X(CB_WANTED_LIMIT) X(CB_WANTED_COMMITTED) X(CB_WANTED_DURABLE)                 \
     X(CB_PARTICIPANT_HIGH) X(CB_GENERATION) X(CB_FLUSHER_PID) X(CB_COMMITS) X(CB_SYNCS)      \
     X(CB_SYNC_NS) X(CB_FILL_COUNT) X(CB_FILL_BYTES) X(CB_RETIRED_RECORDS)                    \
     X(CB_RETIRED_BYTES) X(CB_RETIRED_WAITS) X(CB_ROLLS) X(CB_HEADER_BYTES)                   \
     X(STATE_RUNNING) X(STATE_FAILED) X(SLEEP_AWAKE) X(SLEEP_PACING) X(SLEEP_IDLE)            \
-    X(PT_STATE) X(PT_PID) X(PT_STARTED_NS) X(PT_ROLE) X(PT_NAME) X(PT_WAIT_COMMITTED)        \
-    X(PT_WAIT_DURABLE) X(PT_WAIT_LIMIT) X(PT_WAITS) X(PT_CLAIMS) X(PT_BYTES)                 \
+    X(PT_STATE) X(PT_PID) X(PT_STARTED_NS) X(PT_ROLE) X(PT_NAME) X(PT_WAITS)                 \
+    X(PT_CLAIMS) X(PT_BYTES)                 \
     X(SLOT_FREE) X(SLOT_USED) X(ROLE_HANDLE) X(ROLE_FLUSHER)                                 \
     X(CL_BEGIN) X(CL_END) X(CL_RECORDS) X(CL_PAYLOAD) X(CL_BYTES)                            \
     X(FR_PAYLOAD_BYTES) X(FR_CRC32C) X(FR_LSN) X(FR_TIME_NS) X(FR_TAG) X(FR_WRITER)          \

@@ -24,6 +24,7 @@
 
 #include "append.h"
 #include "fork.h"
+#include "wait.h"
 
 #define RELEASE_GIL_BYTES 32768u /* below this, letting go costs more than it gives */
 
@@ -381,9 +382,7 @@ static PyObject *Control_raise(ControlObject *self, PyObject *args) {
     shared_u64 *word = control_word(self, offset);
     if (!word)
         return NULL;
-    uint64_t old = atomic_load(word);
-    while (old < value && !atomic_compare_exchange_weak(word, &old, value))
-        ;
+    raise_to(word, value);
     Py_RETURN_NONE;
 }
 
@@ -430,75 +429,6 @@ static PyObject *Control_publish(ControlObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static uint64_t slots_in_use(ControlObject *self) {
-    uint64_t high = atomic_load_explicit(word_at(self->base, CB_PARTICIPANT_HIGH), memory_order_acquire);
-    return high < self->slots ? high : self->slots;
-}
-
-/* TARGET, the flusher's half: the watermark has been stored (seq_cst), now the
- * targets are read (seq_cst) and, where reached, taken: one wake for one wait. */
-static PyObject *Control_take_satisfied(ControlObject *self, PyObject *args) {
-    int everyone;
-    if (!PyArg_ParseTuple(args, "p", &everyone))
-        return NULL;
-    static const uint64_t target[3] = {PT_WAIT_COMMITTED, PT_WAIT_DURABLE, PT_WAIT_LIMIT};
-    uint64_t watermark[3] = {atomic_load(word_at(self->base, CB_COMMITTED_LSN)),
-                             atomic_load(word_at(self->base, CB_DURABLE_LSN)),
-                             atomic_load(word_at(self->base, CB_LIMIT_LSN))};
-    PyObject *list = PyList_New(0);
-    if (!list)
-        return NULL;
-    uint64_t slots = slots_in_use(self);
-    for (uint64_t i = 0; i < slots; i++) {
-        uint8_t *slot = self->base + CB_HEADER_BYTES + i * PT_BYTES;
-        int wake = 0;
-        for (int k = 0; k < 3; k++) {
-            uint64_t lsn = atomic_load(word_at(slot, target[k]));
-            if (lsn != NO_LSN && (everyone || lsn <= watermark[k]))
-                wake |= atomic_compare_exchange_strong(word_at(slot, target[k]), &lsn, NO_LSN);
-        }
-        if (wake) {
-            PyObject *number = PyLong_FromUnsignedLongLong(i);
-            if (!number || PyList_Append(list, number) != 0) {
-                Py_XDECREF(number);
-                Py_DECREF(list);
-                return NULL;
-            }
-            Py_DECREF(number);
-        }
-    }
-    return list;
-}
-
-static PyObject *Control_lowest_target(ControlObject *self, PyObject *arg) {
-    uint64_t offset = PyLong_AsUnsignedLongLong(arg);
-    if (PyErr_Occurred())
-        return NULL;
-    if (offset % 8 || offset >= PT_BYTES)
-        return PyErr_Format(PyExc_IndexError, "no word at offset %llu of a slot", (unsigned long long)offset);
-    uint64_t lowest = NO_LSN, slots = slots_in_use(self);
-    for (uint64_t i = 0; i < slots; i++) {
-        uint64_t lsn = atomic_load(word_at(self->base, CB_HEADER_BYTES + i * PT_BYTES + offset));
-        if (lsn < lowest)
-            lowest = lsn;
-    }
-    return PyLong_FromUnsignedLongLong(lowest);
-}
-
-static inline void cpu_relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-static uint64_t monotonic_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static PyObject *Control_spin(ControlObject *self, PyObject *args) {
     unsigned long long offset, target, ns;
     if (!PyArg_ParseTuple(args, "KKK", &offset, &target, &ns))
@@ -506,17 +436,36 @@ static PyObject *Control_spin(ControlObject *self, PyObject *args) {
     shared_u64 *word = control_word(self, offset);
     if (!word)
         return NULL;
-    int reached = 0;
+    int reached;
     Py_BEGIN_ALLOW_THREADS
-    uint64_t until = monotonic_ns() + ns;
-    do {
-        for (int i = 0; i < 64 && !reached; i++) {
-            reached = atomic_load(word) >= target;
-            cpu_relax();
-        }
-    } while (!reached && monotonic_ns() < until);
+    reached = word_spin(word, target, ns);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(reached);
+}
+
+static PyObject *Control_wait(ControlObject *self, PyObject *args) {
+    unsigned long long watermark, wanted, sleep_word, target, spin_ns, slice_ns;
+    int ring;
+    if (!PyArg_ParseTuple(args, "KKKKpKK", &watermark, &wanted, &sleep_word, &target, &ring, &spin_ns, &slice_ns))
+        return NULL;
+    if (!control_word(self, watermark) || !control_word(self, wanted) || !control_word(self, sleep_word))
+        return NULL;
+    enum wait_end end;
+    Py_BEGIN_ALLOW_THREADS
+    end = word_wait(self->base, watermark, wanted, sleep_word, target, ring, spin_ns, slice_ns);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(end);
+}
+
+static PyObject *Control_wake(ControlObject *self, PyObject *arg) {
+    uint64_t offset = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred())
+        return NULL;
+    shared_u64 *word = control_word(self, offset);
+    if (!word)
+        return NULL;
+    word_wake(word);
+    Py_RETURN_NONE;
 }
 
 static PyObject *Control_faulted(ControlObject *self, void *closure) {
@@ -536,10 +485,10 @@ static PyMethodDef Control_methods[] = {
     {"scan", (PyCFunction)Control_scan, METH_VARARGS,
      "scan(begin_lsn, end_lsn, set)\n--\n\nThe first LSN whose bit is clear (set=False) or set (True), or end_lsn."},
     {"publish", (PyCFunction)Control_publish, METH_VARARGS, "publish(begin_lsn, end_lsn)\n--\n\nSet the bits, downward."},
-    {"take_satisfied", (PyCFunction)Control_take_satisfied, METH_VARARGS,
-     "take_satisfied(everyone)\n--\n\nTake the wait targets that are reached; the slots to wake."},
-    {"lowest_target", (PyCFunction)Control_lowest_target, METH_O,
-     "lowest_target(slot_offset)\n--\n\nThe lowest wait target of one kind over all slots."},
+    {"wait", (PyCFunction)Control_wait, METH_VARARGS,
+     "wait(watermark, wanted, sleep_word, target, ring, spin_ns, slice_ns)\n--\n\n"
+     "One slice of waiting for a word to reach target: WAIT_*."},
+    {"wake", (PyCFunction)Control_wake, METH_O, "wake(offset)\n--\n\nWake every process that waits on the word."},
     {"spin", (PyCFunction)Control_spin, METH_VARARGS,
      "spin(offset, target, ns)\n--\n\nWatch a word until it is at least target or ns have passed; whether it is."},
     {NULL, NULL, 0, NULL}};
@@ -1591,7 +1540,8 @@ PyMODINIT_FUNC PyInit__native(void) {
 #endif
 #define REASON(name) PyModule_AddIntConstant(module, #name, name)
     if (REASON(SLOW_ROOM) || REASON(SLOW_MAP) || REASON(SLOW_STALE) || REASON(SLOW_CLAIMS) || REASON(SLOW_BELL) ||
-        REASON(SLOW_DURABLE) || REASON(SLOW_LARGE) || REASON(SLOW_FAULT)) {
+        REASON(SLOW_DURABLE) || REASON(SLOW_LARGE) || REASON(SLOW_FAULT) || REASON(WAIT_REACHED) ||
+        REASON(WAIT_TIMEOUT) || REASON(WAIT_RING) || REASON(WAIT_FAILED)) {
         Py_DECREF(module);
         return NULL;
     }
