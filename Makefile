@@ -1,0 +1,62 @@
+# What a contributor types.  `make help` lists it.
+#
+# A fresh machine needs Python 3.11 or later with venv, a C compiler, make, git and
+# a package index.  Everything else goes into .venv.  A stamp file .venv/.has-EXTRA
+# says that an extra, and the native core as it is now, have been installed.
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+NATIVE := shmlog/native/module.c $(wildcard shmlog/native/*.h)
+CFLAGS_CHECK := -std=gnu11 -O2 -Wall -Wextra -Wconversion -Werror -Wno-missing-field-initializers -c -o /dev/null
+COMPILERS := $(foreach compiler,gcc clang,$(shell command -v $(compiler)))
+
+.PHONY: help demo test check crash native bench fix build clean
+.DEFAULT_GOAL := help
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: .venv/.has-demo ## run the demonstration: 336,776 real departures, a killed worker, a checked result
+	$(BIN)/python -m shmlog.demo $(ARGS)
+
+test: .venv/.has-test ## run the tests, but for the long torture runs
+	$(BIN)/python -m pytest -m "not crash" $(ARGS)
+
+crash: .venv/.has-test ## run the long torture runs
+	$(BIN)/python -m pytest -m crash $(ARGS)
+
+check: .venv/.has-dev ## lint, formatting, types, and the C core with every warning an error
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@set -e; include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	for compiler in $(COMPILERS); do \
+	    echo "$$compiler $(CFLAGS_CHECK) shmlog/native/module.c"; \
+	    $$compiler $(CFLAGS_CHECK) -isystem "$$include" shmlog/native/module.c; \
+	done
+
+fix: .venv/.has-dev ## let ruff correct and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.has-bench ## measure
+	$(BIN)/python -m bench $(ARGS)
+
+native: $(BIN)/python ## compile the native core again
+	$(BIN)/pip install --quiet -e .
+
+build: $(BIN)/python ## make the source distribution and the wheel in dist/
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build
+
+clean: ## remove what was built; .venv keeps its packages
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/.has-*
+	find shmlog tests bench -name __pycache__ -prune -exec rm -rf {} +
+	rm -f shmlog/*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.has-%: pyproject.toml $(NATIVE) | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
