@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, SupportsIndex, final
+from typing import Any, Self, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
+
+Bytes = Buffer | npt.NDArray[Any] | np.generic
 
 LAYOUT: dict[str, int]
 SLOW_ROOM: int
@@ -33,7 +35,7 @@ def walk(
     verify: bool,
     tag: int,
     stop_at_gap: bool,
-    columns: tuple[Buffer, Buffer, Buffer, Buffer, Buffer] | None,
+    columns: tuple[npt.NDArray[Any], ...] | None,
     /,
 ) -> tuple[int, int, int, int]: ...
 def find_frame(buffer: Buffer, base_lsn: int, begin_lsn: int, end_lsn: int, seed: int, /) -> int | None: ...
@@ -89,11 +91,11 @@ class Control:
 class Writer:
     def __init__(self, seed: int, segment_bytes: int, window_bytes: int) -> None: ...
     def append(
-        self, data: Buffer, /, tag: SupportsIndex = 0, *, durable: bool = False, timeout: float | None = None
+        self, data: Bytes, /, tag: SupportsIndex = 0, *, durable: bool = False, timeout: float | None = None
     ) -> int: ...
     def append_many(
         self,
-        buffers: Sequence[Buffer],
+        buffers: Sequence[Bytes],
         /,
         tag: SupportsIndex = 0,
         *,
@@ -102,7 +104,7 @@ class Writer:
         timeout: float | None = None,
     ) -> npt.NDArray[np.uint64]: ...
     def _append_rows(
-        self, rows: Buffer, /, tag: SupportsIndex = 0, *, durable: bool = False, timeout: float | None = None
+        self, rows: Bytes, /, tag: SupportsIndex = 0, *, durable: bool = False, timeout: float | None = None
     ) -> npt.NDArray[np.uint64]: ...
     def reserve(
         self, nbytes: SupportsIndex, /, tag: SupportsIndex = 0, *, timeout: float | None = None
@@ -113,7 +115,9 @@ class Writer:
     def _map(self, number: int, mapping: Mapping, /) -> None: ...
     def _drop_below(self, lsn: int, /) -> None: ...
     def _unmap(self) -> None: ...
-    def _slow(self, reason: int, lsn: int, timeout: float | None, deadline: float | None, /) -> float | None: ...
+    def _slow(
+        self, reason: int, lsn: int, timeout: float | None, deadline: float | None, /
+    ) -> float | None: ...
     @property
     def record_bytes_max(self) -> int: ...
     @property
@@ -130,6 +134,10 @@ class Reservation(Buffer):
     def abort(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
-        self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None, /
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
     ) -> bool: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...

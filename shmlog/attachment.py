@@ -57,7 +57,6 @@ class Attachment:
         self.control.commit_bell.ring()  # the flusher may want to leave too
 
 
-
 def somebody_lives(lock: LockFile) -> bool:
     """A participant or a flusher, other than through this LOCK file."""
     return lock.locked(LEASE_BYTE) or lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
@@ -73,7 +72,9 @@ def take_setup(lock: LockFile, deadline: float) -> None:
         pause_s = min(pause_s * 2, 0.02)
 
 
-def attach(directory: Directory, mode: int, role: int, deadline: float, lock: LockFile | None = None) -> Attachment:
+def attach(
+    directory: Directory, mode: int, role: int, deadline: float, lock: LockFile | None = None
+) -> Attachment:
     """Join the log, as the table above.  A lock given stays the caller's on an error."""
     boot = files.boot_id()
     own = lock is None
@@ -102,8 +103,9 @@ def _join_or_make(
     except FileNotFoundError:
         if somebody_lives(lock):
             raise AttachError(
-                f"{directory.path} is in use, but its control block /dev/shm/{control.block_name(identity.log_id)}"
-                " is not here: it was removed, or its users are in another container"
+                f"{directory.path} is in use, but its control block"
+                f" /dev/shm/{control.block_name(identity.log_id)} is not here:"
+                " it was removed, or its users are in another container"
             ) from None
     except AttachError as error:
         if somebody_lives(lock) or "belongs to" in str(error):

@@ -43,7 +43,9 @@ def _mode(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shmlog", description="A durable append-only log that many processes write.")
+    parser = argparse.ArgumentParser(
+        prog="shmlog", description="A durable append-only log that many processes write."
+    )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--mode", type=_mode, default=0o600, help="mode of the files, octal (default 600)")
 
     flush = verb("flush", _flush, "Be the log's flusher until SIGTERM or Ctrl-C.")
-    flush.add_argument("--sync-interval", type=float, default=0.01, metavar="S", help="seconds (default 0.01)")
+    flush.add_argument(
+        "--sync-interval", type=float, default=0.01, metavar="S", help="seconds (default 0.01)"
+    )
     flush.add_argument("--mode", type=_mode, default=0o600, help="mode of new files, octal (default 600)")
     flush.add_argument("--detach", action="store_true", help="go to the background; leave with the last user")
 
@@ -119,7 +123,9 @@ def _create(chosen: argparse.Namespace) -> int:
 
     if directory.exists(chosen.directory):
         raise FileExistsError(17, "there is a log already", chosen.directory)
-    geometry = Geometry(chosen.segment_bytes or SEGMENT_BYTES_DEFAULT, chosen.window_bytes or WINDOW_BYTES_DEFAULT)
+    geometry = Geometry(
+        chosen.segment_bytes or SEGMENT_BYTES_DEFAULT, chosen.window_bytes or WINDOW_BYTES_DEFAULT
+    )
     made = directory.create(chosen.directory, geometry, chosen.mode)
     facts = {
         "path": made.path,
@@ -166,7 +172,13 @@ def _append(chosen: argparse.Namespace) -> int:
                 count, payload = count + len(batch), payload + pending
         if not chosen.no_sync:
             log.wait_durable()
-    facts = {"records": count, "bytes": payload, "first_lsn": first, "last_lsn": last, "durable": not chosen.no_sync}
+    facts = {
+        "records": count,
+        "bytes": payload,
+        "first_lsn": first,
+        "last_lsn": last,
+        "durable": not chosen.no_sync,
+    }
     _say(chosen, facts, f"appended {count} records, {payload} bytes")
     return 0
 
@@ -235,13 +247,20 @@ def _verify(chosen: argparse.Namespace) -> int:
 
     def progress(done: int, whole: int) -> None:
         if show:
-            print(f"\r{done / max(1, whole):6.1%} of {whole / 2**20:.0f} MiB", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{done / max(1, whole):6.1%} of {whole / 2**20:.0f} MiB",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     report = shmlog.verify(chosen.directory, progress)
     if show:
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
     seconds = time.monotonic() - started
-    text = f"{report.path}: {report.records} records in [{report.begin_lsn}, {report.end_lsn}), {report.state}"
+    text = (
+        f"{report.path}: {report.records} records in [{report.begin_lsn}, {report.end_lsn}), {report.state}"
+    )
     if report.ok:
         text = f"{text}: every frame is valid ({seconds:.2f} s)"
     else:

@@ -24,6 +24,8 @@ This module knows the block.  It may not know what is in the files.
 
 from __future__ import annotations
 
+import _posixshmem
+import contextlib
 import os
 import stat
 import sys
@@ -31,8 +33,6 @@ import threading
 import time
 from multiprocessing import resource_tracker, shared_memory
 from typing import TYPE_CHECKING, Any
-
-import _posixshmem
 
 from shmlog import _native
 from shmlog.directory import Identity
@@ -120,10 +120,8 @@ def exists(log_id: bytes) -> bool:
 
 def unlink_all(log_id: bytes) -> None:
     """Remove the block's and the semaphores' names."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         _posixshmem.shm_unlink("/" + block_name(log_id))
-    except FileNotFoundError:
-        pass
     for which in ("c", "s"):
         unlink(bell_name(log_id, which))
 
@@ -134,14 +132,19 @@ class ControlBlock:
     def __init__(self, block: _Block, identity: Identity) -> None:
         self.identity = identity
         self._block = block
-        self.native = _native.Control(block.buf, identity.geometry.window_bytes, PARTICIPANT_COUNT)
+        buffer = block.buf
+        assert buffer is not None
+        self.buffer = buffer
+        self.native = _native.Control(buffer, identity.geometry.window_bytes, PARTICIPANT_COUNT)
         self.commit_bell = Bell(bell_name(identity.log_id, "c"))
         self.sync_bell = Bell(bell_name(identity.log_id, "s"))
 
     # ------------------------------------------------------------ life cycle
 
     @classmethod
-    def create(cls, identity: Identity, boot_id: bytes, end_lsn: int, trimmed_lsn: int, epoch: int, mode: int):  # type: ignore[no-untyped-def]
+    def create(
+        cls, identity: Identity, boot_id: bytes, end_lsn: int, trimmed_lsn: int, epoch: int, mode: int
+    ) -> ControlBlock:
         """Make the block of a log whose files end at end_lsn (C1, C2)."""
         geometry = identity.geometry
         block = _open_block(block_name(identity.log_id), create=True, size=geometry.control_bytes)
@@ -174,7 +177,7 @@ class ControlBlock:
         return self
 
     @classmethod
-    def attach(cls, identity: Identity, boot_id: bytes, mode: int):  # type: ignore[no-untyped-def]
+    def attach(cls, identity: Identity, boot_id: bytes, mode: int) -> ControlBlock:
         """Join the log's block.  FileNotFoundError: there is none.  AttachError: there is
         one that is not ours to use; the message says why."""
         name = block_name(identity.log_id)
@@ -183,7 +186,9 @@ class ControlBlock:
         if found.st_uid != os.geteuid():
             raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
         if stat.S_IMODE(found.st_mode) & ~mode & 0o077:
-            raise AttachError(f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}")
+            raise AttachError(
+                f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}"
+            )
         if found.st_size != identity.geometry.control_bytes:
             raise AttachError(
                 f"/dev/shm/{name} has {found.st_size} bytes, not {identity.geometry.control_bytes}"
@@ -239,7 +244,7 @@ class ControlBlock:
         """The header's words, indexed by offset // 8: for looking, not for ordering."""
         import numpy as np
 
-        return np.frombuffer(self._block.buf, np.uint64, CB_HEADER_BYTES // 8)
+        return np.frombuffer(self.buffer, np.uint64, CB_HEADER_BYTES // 8)
 
     def _bytes(self, word: int) -> bytes:
         return b"".join(self.native.load(word + at).to_bytes(8, "little") for at in (0, 8))

@@ -59,7 +59,9 @@ def decode_identity(data: bytes, path: str) -> Identity:
     if not isinstance(body, dict) or body.get("format") != "shmlog":
         raise FormatError(f"{path} does not describe a shmlog log")
     if body.get("version") != FORMAT_VERSION:
-        raise FormatError(f"{path} has format version {body.get('version')!r}; this is version {FORMAT_VERSION}")
+        raise FormatError(
+            f"{path} has format version {body.get('version')!r}; this is version {FORMAT_VERSION}"
+        )
     try:
         geometry = Geometry(body["segment_bytes"], body["window_bytes"])
         return Identity(uuid.UUID(body["log_id"]).bytes, geometry, int(body["created_ns"]))

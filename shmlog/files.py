@@ -38,7 +38,9 @@ def boot_id() -> bytes:
             raise
         import subprocess
 
-        text = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True).stdout
+        text = subprocess.run(
+            ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True
+        ).stdout
         return uuid.UUID(text.decode().strip()).bytes
 
 

@@ -33,7 +33,14 @@ from dataclasses import dataclass
 
 from shmlog import _native
 from shmlog.geometry import Geometry
-from shmlog.layout import CB_FILL_BYTES, CB_FILL_COUNT, CB_RESERVED_LSN, FRAME_HEADER_BYTES, GRANULE_BYTES, KIND_FILL
+from shmlog.layout import (
+    CB_FILL_BYTES,
+    CB_FILL_COUNT,
+    CB_RESERVED_LSN,
+    FRAME_HEADER_BYTES,
+    GRANULE_BYTES,
+    KIND_FILL,
+)
 from shmlog.participants import Claim, Participants
 
 

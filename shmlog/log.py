@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shmlog import _native, control, directory, files, sidecar
+from shmlog import _native, control, directory, files, sidecar, verification
 from shmlog import recovery as recovery_module
-from shmlog import verification
 from shmlog.attachment import Attachment, attach, somebody_lives, take_setup
 from shmlog.directory import Directory
 from shmlog.errors import AttachError, ClosedError, LogFailedError
@@ -271,7 +270,9 @@ class Log(Writer, Reading):
             target = min(number + 1, reserved)
         if not self._waiting.until(kind, target, deadline_after(seconds)):
             has = joined.control.load(kind.watermark)
-            raise TimeoutError(f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}")
+            raise TimeoutError(
+                f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
+            )
 
     # --------------------------------------------------------------- reading
 
@@ -379,7 +380,7 @@ def _reopen(path: str, flusher: FlusherMode, sync_interval: float, mode: int, ti
     return Log(directory.load(path), flusher, sync_interval, mode, timeout)
 
 
-def open(  # noqa: A001 - the name users know
+def open(
     path: str | os.PathLike[str],
     create: bool = False,
     *,

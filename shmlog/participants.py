@@ -117,10 +117,13 @@ class Participants:
             control.store(slot_offset(number, PT_PID), os.getpid())
             control.store(slot_offset(number, PT_ROLE), role)
             control.store(slot_offset(number, PT_STARTED_NS), time.time_ns())
-            name = os.path.basename(sys.argv[0] if sys.argv else "")[:PT_NAME_BYTES].encode("utf-8", "replace")
+            name = os.path.basename(sys.argv[0] if sys.argv else "")[:PT_NAME_BYTES].encode(
+                "utf-8", "replace"
+            )
             for at in range(0, PT_NAME_BYTES, 8):
                 control.store(
-                    slot_offset(number, PT_NAME + at), int.from_bytes(name[at : at + 8].ljust(8, b"\0"), "little")
+                    slot_offset(number, PT_NAME + at),
+                    int.from_bytes(name[at : at + 8].ljust(8, b"\0"), "little"),
                 )
             control.raise_to(CB_PARTICIPANT_HIGH, number + 1)
             control.store(state, SLOT_USED)
@@ -150,7 +153,8 @@ class Participants:
         """Whether any other participant lives that is not the flusher."""
         load = self._control.load
         return any(
-            load(slot_offset(number, PT_ROLE)) != ROLE_FLUSHER and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
+            load(slot_offset(number, PT_ROLE)) != ROLE_FLUSHER
+            and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
             for number in range(self.high)
         )
 
@@ -189,7 +193,8 @@ class Participants:
     def describe(self, number: int) -> Participant:
         control = self._control
         raw = b"".join(
-            control.load(slot_offset(number, PT_NAME + at)).to_bytes(8, "little") for at in range(0, PT_NAME_BYTES, 8)
+            control.load(slot_offset(number, PT_NAME + at)).to_bytes(8, "little")
+            for at in range(0, PT_NAME_BYTES, 8)
         )
         records, payload_bytes, waits = self.counters(number)
         return Participant(

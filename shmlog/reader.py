@@ -53,7 +53,9 @@ class RecordBatch:
 
     __slots__ = ("_base_lsn", "_mapping", "_memory", "lsn", "nbytes", "next_lsn", "tag", "time_ns", "writer")
 
-    def __init__(self, mapping: _native.Mapping, base_lsn: int, next_lsn: int, columns: tuple[Any, ...]) -> None:
+    def __init__(
+        self, mapping: _native.Mapping, base_lsn: int, next_lsn: int, columns: tuple[Any, ...]
+    ) -> None:
         self._mapping = mapping
         self._memory = memoryview(mapping)
         self._base_lsn = base_lsn - SEGMENT_HEADER_BYTES - FRAME_HEADER_BYTES
@@ -112,15 +114,16 @@ class RecordBatch:
         if last - first == step * (count - 1):
             inner = np.empty(kind.shape, kind.base).strides
             view: npt.NDArray[Any] = np.ndarray(
-                (count, *kind.shape), kind.base, self._mapping, at, (step, *inner)
+                (count, *kind.shape), kind.base, self._memory, at, (step, *inner)
             )
             return view.copy() if copy else view
         if copy is False:
             raise ValueError("the records are not evenly spaced, so they cannot be viewed without a copy")
-        frames = np.frombuffer(self._mapping, np.uint8)
-        index = (self.lsn - np.uint64(self._base_lsn)).astype(np.intp)[:, None] + np.arange(size, dtype=np.intp)
-        gathered = np.ndarray((count, *kind.shape), kind.base, frames[index].tobytes())
-        return gathered
+        frames = np.frombuffer(self._memory, np.uint8)
+        index = (self.lsn - np.uint64(self._base_lsn)).astype(np.intp)[:, None] + np.arange(
+            size, dtype=np.intp
+        )
+        return np.ndarray((count, *kind.shape), kind.base, frames[index].tobytes())
 
     def to_arrow(self) -> pyarrow.RecordBatch:
         """The batch as a pyarrow.RecordBatch (lsn, time_ns, tag, writer, data); needs
@@ -166,7 +169,14 @@ class Reader:
                     self._refuse(mapping, begin, start, problem)
 
     def _batch(
-        self, mapping: _native.Mapping, first: int, begin: int, bound: int, tag: int | None, verify: bool, records: int
+        self,
+        mapping: _native.Mapping,
+        first: int,
+        begin: int,
+        bound: int,
+        tag: int | None,
+        verify: bool,
+        records: int,
     ) -> tuple[RecordBatch, int, int]:
         most = min(records, (bound - begin) // GRANULE_BYTES)
         kinds = (np.uint64, np.int64, np.uint32, np.uint16, np.uint32)
@@ -180,7 +190,7 @@ class Reader:
             verify,
             -1 if tag is None else tag,
             True,
-            columns,  # type: ignore[arg-type]
+            columns,
         )
         return RecordBatch(mapping, first, at, tuple(column[:count] for column in columns)), at, problem
 
@@ -224,7 +234,9 @@ class Reading:
             raise ValueError(f"no record begins at LSN {begin}: it is not a multiple of {GRANULE_BYTES}")
         return begin, -(-end // GRANULE_BYTES) * GRANULE_BYTES
 
-    def read(self, start: int | None = None, stop: int | None = None, *, verify: bool = True) -> Iterator[Record]:
+    def read(
+        self, start: int | None = None, stop: int | None = None, *, verify: bool = True
+    ) -> Iterator[Record]:
         """Yield the committed records that begin in [start, stop), oldest first.
 
         start: the LSN of a record (default: the oldest there is); stop: any LSN (default:
@@ -255,7 +267,9 @@ class Reading:
         begin, end = self._range(start, stop)
         return self._batches(begin, end, tag, verify, records)
 
-    def _batches(self, begin: int, end: int, tag: int | None, verify: bool, records: int) -> Iterator[RecordBatch]:
+    def _batches(
+        self, begin: int, end: int, tag: int | None, verify: bool, records: int
+    ) -> Iterator[RecordBatch]:
         """A stop inside a record: the record begins before it, so it is included."""
         _, committed = self._bounds()
         for batch in self._reader.batches(begin, committed, tag, verify, records):
@@ -266,7 +280,9 @@ class Reading:
                 continue
             keep = int(np.searchsorted(batch.lsn, end))
             if keep:
-                columns = tuple(getattr(batch, name)[:keep] for name in ("lsn", "time_ns", "tag", "writer", "nbytes"))
+                columns = tuple(
+                    getattr(batch, name)[:keep] for name in ("lsn", "time_ns", "tag", "writer", "nbytes")
+                )
                 base = self._reader._geometry.segment_begin(int(batch.lsn[0]))
                 last = int(columns[0][-1]) + -(-(FRAME_HEADER_BYTES + int(columns[4][-1])) // 32) * 32
                 yield RecordBatch(batch._mapping, base, last, columns)

@@ -31,9 +31,10 @@ map.  It may not know the control block.
 from __future__ import annotations
 
 import enum
+import itertools
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shmlog import _native, files, segment
 from shmlog.directory import Directory
@@ -139,18 +140,23 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
     mark = _newest_mark(directory, segments)
     vouched, size = mark.durable_lsn, geometry.segment_bytes
-    for before, after in zip(segments, segments[1:], strict=False):
-        if after != before + size and before + size < vouched:
-            raise CorruptionError(segment_path(directory, before + size), before + size, "the segment is missing")
+    for before, following in itertools.pairwise(segments):
+        if following != before + size and before + size < vouched:
+            raise CorruptionError(
+                segment_path(directory, before + size), before + size, "the segment is missing"
+            )
     begin = geometry.segment_begin(max(0, vouched - 1))
     if begin not in segments:
-        raise CorruptionError(segment_path(directory, begin), begin, "the segment that holds the mark is missing")
+        raise CorruptionError(
+            segment_path(directory, begin), begin, "the segment that holds the mark is missing"
+        )
     trimmed = max(mark.trimmed_lsn, segments[0])
     stop = begin
     while stop in segments:
         stop += size
     images = {
-        first: memoryview(read_segment(directory, first))[SEGMENT_HEADER_BYTES:] for first in range(begin, stop, size)
+        first: memoryview(read_segment(directory, first))[SEGMENT_HEADER_BYTES:]
+        for first in range(begin, stop, size)
     }
     same_boot = mark.boot_id == boot_id
     holes: list[tuple[int, int]] = []
@@ -159,7 +165,9 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     if scan.end_lsn < vouched:
         raise CorruptionError(segment_path(directory, scan.bad_lsn), scan.bad_lsn, reason)
     if same_boot:
-        while (found := _next_frame(images, max(scan.bad_lsn, scan.end_lsn) + GRANULE_BYTES, stop, size, seed)) is not None:
+        while (
+            found := _next_frame(images, max(scan.bad_lsn, scan.end_lsn) + GRANULE_BYTES, stop, size, seed)
+        ) is not None:
             after = _walk(directory, images, found, stop)
             if after.end_lsn > found:  # not the frames of an incomplete batch
                 holes.append((scan.end_lsn, found))
@@ -167,16 +175,14 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
             scan.bad_lsn, scan.problem = after.bad_lsn, after.problem
     end = scan.end_lsn
     dropped = _last_byte(images, end, stop, size) - end
-    common = {"end_lsn": end, "trimmed_lsn": trimmed, "vouched_lsn": vouched, "mark": mark}
+    found_at = Recovery(Case.CLEAN, end, trimmed, vouched, mark.epoch, mark=mark)
     if mark.clean and end == vouched and dropped <= 0:
-        return Recovery(Case.CLEAN, epoch=mark.epoch, **common)  # type: ignore[arg-type]
+        return found_at
     if same_boot:
-        case = Case.HOLES if holes else Case.INTACT
-        return Recovery(case, epoch=mark.epoch, holes=tuple(holes), **common)  # type: ignore[arg-type]
-    case = Case.TORN if dropped > 0 else Case.RESTART
-    return Recovery(  # type: ignore[arg-type]
-        case, epoch=mark.epoch + 1, dropped_bytes=max(0, dropped), reason=reason if dropped > 0 else "", **common
-    )
+        return replace(found_at, case=Case.HOLES if holes else Case.INTACT, holes=tuple(holes))
+    if dropped <= 0:
+        return replace(found_at, case=Case.RESTART, epoch=mark.epoch + 1)
+    return replace(found_at, case=Case.TORN, epoch=mark.epoch + 1, dropped_bytes=dropped, reason=reason)
 
 
 def _next_frame(images: dict[int, memoryview], lsn: int, stop: int, size: int, seed: int) -> int | None:
@@ -226,7 +232,9 @@ def recover(directory: Directory, boot_id: bytes) -> Recovery:
             for begin, stop in found.holes:
                 for lsn, part_end in geometry.segment_ranges(begin, stop):
                     if geometry.segment_begin(lsn) == first:
-                        header = _native.filler(KIND_FILL, lsn, part_end - lsn, time.time_ns(), 0, identity.seed)
+                        header = _native.filler(
+                            KIND_FILL, lsn, part_end - lsn, time.time_ns(), 0, identity.seed
+                        )
                         files.write_all(fd, header, geometry.file_offset(lsn))
             if first == last:
                 files.zero(fd, SEGMENT_HEADER_BYTES + end - first, geometry.file_bytes)

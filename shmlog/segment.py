@@ -71,7 +71,9 @@ def decode_header(data: bytes, path: str) -> Header:
     if len(data) < SEGMENT_HEADER.size + CHECKSUM.size:
         raise FormatError(f"{path} is too short for a segment: {len(data)} bytes")
     body = data[: SEGMENT_HEADER.size]
-    magic, version, header_bytes, log_id, first_lsn, segment_bytes, epoch, created_ns = SEGMENT_HEADER.unpack(body)
+    magic, version, header_bytes, log_id, first_lsn, segment_bytes, epoch, created_ns = SEGMENT_HEADER.unpack(
+        body
+    )
     if magic != SEGMENT_MAGIC:
         raise FormatError(f"{path} is not a segment: it begins with {magic!r}")
     if CHECKSUM.unpack_from(data, SEGMENT_HEADER.size)[0] != crc32c(body):

@@ -1,7 +1,8 @@
 """Semaphores: named doorbells between processes.
 
-Two bells wake the flusher, one for each of its loops that sleep.  A ring is remembered: who rings before the other sleeps has rung.
-Spurious wakes are possible; every waiter looks again at what it waits for.
+Two bells wake the flusher, one for each of its loops that sleep.  A ring is
+remembered: who rings before the other sleeps has rung.  Spurious wakes are
+possible; every waiter looks again at what it waits for.
 
 This module knows names and time-outs.  It may not know what is waited for.
 """

@@ -164,6 +164,9 @@ def _set_up_logging(where: Directory, mode: int, detached: bool) -> None:
             os.close(fd)
         faulthandler.enable()
     logging.basicConfig(
-        level=logging.INFO, handlers=handlers, format="%(asctime)s %(process)d %(levelname)s %(message)s", force=True
+        level=logging.INFO,
+        handlers=handlers,
+        format="%(asctime)s %(process)d %(levelname)s %(message)s",
+        force=True,
     )
     logging.raiseExceptions = False

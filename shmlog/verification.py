@@ -53,7 +53,15 @@ def check_frames(
         records += count
         if problem:
             return VerifyReport(
-                directory.path, False, begin_lsn, end_lsn, records, at - begin_lsn, at, PROBLEMS[problem], state
+                directory.path,
+                False,
+                begin_lsn,
+                end_lsn,
+                records,
+                at - begin_lsn,
+                at,
+                PROBLEMS[problem],
+                state,
             )
         if progress is not None:
             progress(end - begin_lsn, end_lsn - begin_lsn)

@@ -121,5 +121,6 @@ class Writer(_native.Writer):
         for number in range(self._participants.high):
             if any(claim.begin == committed for claim in self._participants.claims(number)):
                 who = self._participants.describe(number)
-                return f"{text}; participant {number} (pid {who.pid}, {who.name}) has not finished LSN {committed}"
+                name = f"participant {number} (pid {who.pid}, {who.name})"
+                return f"{text}; {name} has not finished LSN {committed}"
         return f"{text}; is the flusher running?"
