@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from bench.harness import Outcome
 from bench.peers.base import Job, StorePeer, Writer
-from bench.workers import Skipped, WorkerError
+from bench.workers import Skipped, WorkerError, held_in_child
 
 FLUSHER_EXIT_S = 20.0
+SMALL_BYTES = 1 << 22
 
 
 def open_log(directory: Path, **options: Any) -> Any:
@@ -27,6 +28,14 @@ def open_log(directory: Path, **options: Any) -> Any:
     import shmlog
 
     return shmlog.open(directory, **options)
+
+
+def create_log(directory: Path, payload_bytes: int, **options: Any) -> Any:
+    """A new log, with the default sizes unless it will hold so little that making it would
+    take longer than using it, as at toy size."""
+    if payload_bytes <= SMALL_BYTES:
+        options = {"segment_bytes": SMALL_BYTES, "window_bytes": SMALL_BYTES} | options
+    return open_log(directory, create=True, **options)
 
 
 def require_shmlog() -> str:
@@ -73,6 +82,15 @@ def flusher_seen_off(directory: Path) -> Iterator[None]:
         await_flusher_exit(directory)
 
 
+@contextlib.contextmanager
+def log_kept_open(job: Job) -> Iterator[None]:
+    """A new log with a flusher that runs throughout, as in a program that has been up for a while."""
+    log = job.directory / "log"
+    size = job.records_max * job.record_bytes
+    with flusher_seen_off(log), held_in_child(create_log, log, size, time_limit_s=job.time_limit_s):
+        yield
+
+
 class Shmlog(StorePeer):
     """`append` one by one; `append_many` in batches; `append(durable=True)`."""
 
@@ -85,9 +103,6 @@ class Shmlog(StorePeer):
     def version(self) -> str:
         return require_shmlog()
 
-    def create(self, job: Job) -> None:
-        open_log(job.directory / "log", create=True).close()
-
     def open_writer(self, job: Job, durable: bool = False) -> Writer:
         return ShmlogWriter(open_log(job.directory / "log"))
 
@@ -98,11 +113,13 @@ class Shmlog(StorePeer):
                 yield record.data
 
     def _append(self, job: Job, worker: Any) -> Outcome:
-        with flusher_seen_off(job.directory / "log"):
+        self.check(job)
+        with log_kept_open(job):
             return super()._append(job, worker)
 
     def durable(self, job: Job) -> Outcome:
-        with flusher_seen_off(job.directory / "log"):
+        self.check(job)
+        with log_kept_open(job):
             return super().durable(job)
 
 
@@ -150,11 +167,3 @@ class _ReserveWriter(ShmlogWriter):
     def _append_in_place(self, data: bytes) -> None:
         with self.log.reserve(len(data)) as reservation:
             reservation.buffer[:] = data
-
-
-def process_usage(pid: int) -> tuple[float, float]:
-    """CPU seconds used so far and resident MiB of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(fields[11]) + int(fields[12])
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 2**20

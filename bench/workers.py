@@ -12,12 +12,13 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -69,6 +70,43 @@ def in_child(function: Callable[..., Any], *arguments: Any, time_limit_s: float)
     return run_workers([(_without_barrier, (function, *arguments))], time_limit_s)[0]
 
 
+@contextlib.contextmanager
+def held_in_child(
+    context: Callable[..., contextlib.AbstractContextManager[Any]], *arguments: Any, time_limit_s: float
+) -> Iterator[None]:
+    """Hold `context(*arguments)` open in a child for as long as the block runs."""
+    ours, theirs = CONTEXT.Pipe()
+    child = CONTEXT.Process(target=_hold, args=(theirs, context, arguments))
+    child.start()
+    theirs.close()
+    try:
+        if not ours.poll(time_limit_s):
+            raise WorkerError("ran out of time")
+        _receive(ours)
+        yield
+        ours.send("leave")
+        child.join(time_limit_s)
+    finally:
+        if child.is_alive():
+            child.kill()
+            child.join()
+        child.close()
+        ours.close()
+
+
+def _hold(
+    pipe: multiprocessing.connection.Connection,
+    context: Callable[..., contextlib.AbstractContextManager[Any]],
+    arguments: tuple[Any, ...],
+) -> None:
+    def hold(_barrier: None) -> None:
+        with context(*arguments):
+            pipe.send(("ready", None))
+            pipe.recv()
+
+    _main(pipe, None, hold, ())
+
+
 def _without_barrier(_barrier: Barrier, function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
@@ -101,7 +139,7 @@ def _receive(pipe: multiprocessing.connection.Connection) -> Any:
 
 def _main(
     pipe: multiprocessing.connection.Connection,
-    barrier: Barrier,
+    barrier: Barrier | None,
     target: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:

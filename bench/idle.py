@@ -1,0 +1,95 @@
+"""What an idle log costs: the flusher's CPU share and memory while nobody appends.
+
+The baseline is a Python process that sleeps, since the flusher is one, too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.harness import Contender, Goal, Heat, Options, Outcome, main
+from bench.records import payload
+from bench.subject import flusher_pid, flusher_seen_off, open_log, require_shmlog
+from bench.workers import Skipped, in_child
+
+WATCH_S = 5.0
+WATCH_TOY_S = 0.3
+SETTLE_S = 0.5
+RECORD_BYTES = 128
+COLUMNS = ("cpu_percent", "rss_mib", "anon_mib", "file_mib", "shmem_mib")
+BASELINE = "a sleeping Python"
+
+
+def heats(options: Options) -> Iterator[Heat]:
+    watch_s = WATCH_TOY_S if options.toy else WATCH_S
+
+    def flusher(directory: Path) -> Outcome:
+        require_shmlog()
+        with flusher_seen_off(directory / "log"):
+            values = in_child(_watch_flusher, directory / "log", watch_s, time_limit_s=options.time_limit_s)
+        return Outcome(values)
+
+    def python(_directory: Path) -> Outcome:
+        return Outcome(_watch_python(watch_s))
+
+    yield Heat(
+        title=f"idle for {watch_s:g} s",
+        contenders=[Contender(BASELINE, python), Contender("shmlog flusher", flusher)],
+        columns=COLUMNS,
+        compare="rss_mib",
+        baseline=BASELINE,
+        goals=(
+            Goal("shmlog flusher", at_most=1, of="cpu_percent"),
+            Goal("shmlog flusher", at_most=40, of="rss_mib"),
+        ),
+    )
+
+
+def _watch_flusher(directory: Path, watch_s: float) -> dict[str, float]:
+    with open_log(directory, create=True) as log:
+        log.append(payload(0, 0, RECORD_BYTES), durable=True)
+        pid = flusher_pid(directory)
+        if pid is None:
+            raise Skipped("no flusher process was found")
+        return _watch(pid, watch_s)
+
+
+def _watch_python(watch_s: float) -> dict[str, float]:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    try:
+        return _watch(child.pid, watch_s)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _watch(pid: int, watch_s: float) -> dict[str, float]:
+    time.sleep(SETTLE_S)
+    before_s, begin_s = cpu_seconds(pid), time.monotonic()
+    time.sleep(watch_s)
+    after_s = cpu_seconds(pid)
+    share = (after_s - before_s) / (time.monotonic() - begin_s)
+    return {"cpu_percent": 100 * share, **memory_mib(pid)}
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(pid: int) -> dict[str, float]:
+    """Resident memory of a process, and what it is made of: mapped segments count as file."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "Rss"))}
+    names = {"rss_mib": "VmRSS", "anon_mib": "RssAnon", "file_mib": "RssFile", "shmem_mib": "RssShmem"}
+    return {name: int(fields[field]) / 1024 for name, field in names.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main("idle", heats))

@@ -1,0 +1,168 @@
+"""Opening a log again: closed, killed, and killed with its control block lost; and verifying it.
+
+The writer and the flusher are killed before anything was synced, so recovery has
+every byte to check; the floor is CRC-32C over as many bytes in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.contenders import contender, job_of, peers
+from bench.floors import crc32c_bytes_per_s
+from bench.harness import Contender, Goal, Heat, Options, Outcome, main
+from bench.peers import Job, Peer
+from bench.read import fill
+from bench.records import Digest, digest_of, expected_digest
+from bench.subject import create_log, flusher_pid, flusher_seen_off, open_log, require_shmlog
+from bench.workers import CONTEXT, WorkerError, in_child
+
+RECORD_BYTES = 1024
+SIZES_MB = (16, 64, 256, 1024)
+NEVER_S = 86400.0
+COLUMNS = ("seconds", "mb_per_s")
+BASELINE = "CRC-32C over memory"
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def heats(options: Options) -> Iterator[Heat]:
+    fitting = [size for size in SIZES_MB if size * 1e6 <= options.max_bytes] or [1]
+    for size_mb in fitting:
+        job = job_of(options, RECORD_BYTES)
+        yield recovering(options, dataclasses.replace(job, records_max=size_mb * 1_000_000 // RECORD_BYTES))
+    yield reopening(options)
+
+
+def recovering(options: Options, job: Job) -> Heat:
+    total = job.records_max * RECORD_BYTES
+
+    def crc(_directory: Path) -> Outcome:
+        rate = crc32c_bytes_per_s(options.seconds)
+        return Outcome({"seconds": total / rate, "mb_per_s": rate / 1e6})
+
+    return Heat(
+        title=f"recover and verify {total / 1e6:.0f} MB of {RECORD_BYTES} B records",
+        contenders=[
+            Contender(BASELINE, crc, "the crc32c package"),
+            Contender("shmlog open, closed", _measure(_close, _open, job)),
+            Contender("shmlog open, killed", _measure(_kill, _open, job), "control block still there"),
+            Contender("shmlog recover", _measure(_kill_and_lose_block, _open, job), "killed, block lost"),
+            Contender("shmlog verify", _measure(_close, _verify, job)),
+        ],
+        columns=COLUMNS,
+        compare="mb_per_s",
+        baseline=BASELINE,
+        parameters={"record_bytes": RECORD_BYTES, "bytes": total},
+        goals=(Goal("shmlog recover", at_least=0.5), Goal("shmlog verify", at_least=0.5)),
+    )
+
+
+def reopening(options: Options) -> Heat:
+    job = job_of(options, RECORD_BYTES)
+    entered = [_reopening(peer, job) for peer in peers(options)]
+    ours = Contender("shmlog open, closed", _measure(_close, _open, job))
+    return Heat(
+        title=f"open again after appending for {options.seconds:g} s, closed",
+        contenders=[ours, *entered],
+        columns=("seconds",),
+        compare="seconds",
+        baseline=ours.name,
+        parameters={"record_bytes": RECORD_BYTES},
+    )
+
+
+def _reopening(peer: Peer, job: Job) -> Contender:
+    append, reopen = contender(peer, job, "append"), contender(peer, job, "reopen")
+
+    def run(directory: Path) -> Outcome:
+        append.run(directory)
+        return reopen.run(directory)
+
+    return dataclasses.replace(reopen, run=run)
+
+
+def _measure(
+    leave: Callable[[Path, Job], None], enter: Callable[[Path], float], job: Job
+) -> Callable[[Path], Outcome]:
+    """Fill a log, leave it in some way, and time how long entering it takes."""
+
+    def run(directory: Path) -> Outcome:
+        require_shmlog()
+        log = directory / "log"
+        with flusher_seen_off(log):
+            leave(log, job)
+            seconds = in_child(enter, log, time_limit_s=job.time_limit_s)
+            digest = in_child(_digest, log, time_limit_s=job.time_limit_s)
+        total = job.records_max * RECORD_BYTES
+        expected = expected_digest(0, job.records_max, RECORD_BYTES)
+        return Outcome({"seconds": seconds, "mb_per_s": total / seconds / 1e6}, digest, expected)
+
+    return run
+
+
+def _open(log: Path) -> float:
+    import shmlog.log  # noqa: F401 - so that the time does not include the import
+
+    begin_ns = time.monotonic_ns()
+    with open_log(log):
+        return (time.monotonic_ns() - begin_ns) / 1e9
+
+
+def _verify(log: Path) -> float:
+    from shmlog import verify
+
+    begin_ns = time.monotonic_ns()
+    report = verify(str(log))
+    seconds = (time.monotonic_ns() - begin_ns) / 1e9
+    if not report.ok:
+        raise WorkerError(f"verify: {report}")
+    return seconds
+
+
+def _digest(log: Path) -> Digest:
+    with open_log(log) as opened:
+        return digest_of(record.data for record in opened.read())
+
+
+def _close(log: Path, job: Job) -> None:
+    in_child(fill, log, job, time_limit_s=job.time_limit_s)
+
+
+def _kill(log: Path, job: Job) -> None:
+    child = CONTEXT.Process(target=_fill_and_die, args=(log, job))
+    child.start()
+    child.join(job.time_limit_s)
+    if child.exitcode != -signal.SIGKILL:
+        child.kill()
+        child.join()
+        raise WorkerError("the writer did not get to its end")
+
+
+def _fill_and_die(log: Path, job: Job) -> None:
+    opened = create_log(log, job.records_max * RECORD_BYTES, sync_interval=NEVER_S)
+    fill(log, job)
+    opened.wait_committed()
+    # The flusher first: left alone for a moment it would settle the log.
+    while (pid := flusher_pid(log)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_and_lose_block(log: Path, job: Job) -> None:
+    _kill(log, job)
+    log_id = json.loads((log / "shmlog.json").read_text())["log_id"].replace("-", "")
+    for path in SHARED_MEMORY.glob(f"*shmlog-{log_id[:16]}*"):
+        path.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main("recovery", heats))
