@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import os
 import signal
 import time
@@ -19,6 +17,7 @@ from bench.harness import Outcome
 from bench.peers.base import Job, StorePeer, Writer
 from bench.workers import Skipped, WorkerError, held_in_child
 
+FLUSHER_START_S = 5.0
 FLUSHER_EXIT_S = 20.0
 SMALL_BYTES = 1 << 22
 
@@ -40,14 +39,12 @@ def create_log(directory: Path, payload_bytes: int, **options: Any) -> Any:
 
 def require_shmlog() -> str:
     """Its version; raises `Skipped` when it cannot be imported."""
-    if importlib.util.find_spec("shmlog") is None:
-        raise Skipped("shmlog is not importable")
-    if importlib.util.find_spec("shmlog._native") is None:
-        raise Skipped("shmlog's native core is not built")
     try:
-        return importlib.metadata.version("shmlog")
-    except importlib.metadata.PackageNotFoundError:
-        return "uninstalled"
+        # Importing is harmless before a fork, and no child has to do it then.
+        import shmlog.log
+    except ImportError as error:
+        raise Skipped(f"shmlog cannot be imported: {error}") from None
+    return shmlog.__version__
 
 
 def flusher_pid(directory: Path) -> int | None:
@@ -87,7 +84,16 @@ def log_kept_open(job: Job) -> Iterator[None]:
     """A new log with a flusher that runs throughout, as in a program that has been up for a while."""
     log = job.directory / "log"
     size = job.records_max * job.record_bytes
-    with flusher_seen_off(log), held_in_child(create_log, log, size, time_limit_s=job.time_limit_s):
+    with flusher_seen_off(log), held_in_child(_running_log, log, size, time_limit_s=job.time_limit_s):
+        yield
+
+
+@contextlib.contextmanager
+def _running_log(directory: Path, payload_bytes: int) -> Iterator[None]:
+    with create_log(directory, payload_bytes) as log:
+        deadline_s = time.monotonic() + FLUSHER_START_S
+        while log.statistics().flusher_pid is None and time.monotonic() < deadline_s:
+            time.sleep(0.001)
         yield
 
 
