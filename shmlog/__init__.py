@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
-    from shmlog.log import Log, ReadonlyLog, Statistics, open, open_readonly, recover, verify
+    from shmlog.log import Log, open, recover
     from shmlog.reader import Record, RecordBatch
+    from shmlog.readonly import ReadonlyLog, open_readonly, verify
     from shmlog.recovery import Recovery
+    from shmlog.statistics import Statistics
     from shmlog.verification import VerifyReport
 
 __version__ = "0.1.0"
@@ -33,7 +35,9 @@ _HOMES = {
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
         " ShmlogError TrimmedError"
     ),
-    "log": "Log ReadonlyLog Statistics open open_readonly recover verify",
+    "log": "Log open recover",
+    "readonly": "ReadonlyLog open_readonly verify",
+    "statistics": "Statistics",
     "reader": "Record RecordBatch",
     "recovery": "Recovery",
     "verification": "VerifyReport",

@@ -135,6 +135,7 @@ class ControlBlock:
         buffer = block.buf
         assert buffer is not None
         self.buffer = buffer
+        self._step_lock = threading.Lock()
         self.native = _native.Control(buffer, identity.geometry.window_bytes, PARTICIPANT_COUNT)
         self.commit_bell = Bell(bell_name(identity.log_id, "c"))
         self.sync_bell = Bell(bell_name(identity.log_id, "s"))
@@ -249,6 +250,11 @@ class ControlBlock:
     def _bytes(self, word: int) -> bytes:
         return b"".join(self.native.load(word + at).to_bytes(8, "little") for at in (0, 8))
 
+    def step(self) -> tuple[int, int, int, int]:
+        """The flusher's commit step: (committed, reserved, cleared, limit)."""
+        with self._step_lock:
+            return self.native.commit_step()
+
     # --------------------------------------------------------------- failure
 
     @property
@@ -261,7 +267,8 @@ class ControlBlock:
         if native.compare_exchange(CB_STATE, STATE_RUNNING, STATE_FAILED):
             native.store(CB_FAILED_ERRNO, errno)
             native.store(CB_FAILED_LSN, lsn)
-        native.store(CB_LIMIT_LSN, 0)  # every append takes the slow path and finds out
+        with self._step_lock:  # no commit step of this process raises the limit again
+            native.store(CB_LIMIT_LSN, 0)  # every append takes the slow path and finds out
         for watermark in (CB_COMMITTED_LSN, CB_DURABLE_LSN, CB_LIMIT_LSN):
             native.wake(watermark)
 

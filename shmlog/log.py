@@ -14,10 +14,9 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shmlog import _native, control, directory, files, sidecar, verification
+from shmlog import _native, control, directory, files, sidecar
 from shmlog import recovery as recovery_module
 from shmlog.attachment import Attachment, attach, somebody_lives, take_setup
 from shmlog.directory import Directory
@@ -25,53 +24,18 @@ from shmlog.errors import AttachError, ClosedError, LogFailedError
 from shmlog.files import SETUP_BYTE, LockFile
 from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
 from shmlog.layout import (
-    CB_COMMITS,
-    CB_DURABLE_LSN,
-    CB_FILL_BYTES,
-    CB_FILL_COUNT,
-    CB_FLUSHER_PID,
-    CB_GENERATION,
-    CB_SYNC_NS,
-    CB_SYNCS,
     ROLE_HANDLE,
 )
-from shmlog.participants import Participant
 from shmlog.reader import Reader, Reading, Record
 from shmlog.recovery import Recovery
-from shmlog.waiting import COMMITTED, DURABLE, Kind, Waiting, deadline_after
-from shmlog.writer import Writer, check_timeout
+from shmlog.statistics import Statistics, gather
+from shmlog.waiting import COMMITTED, DURABLE, Kind, Waiting, check_timeout, deadline_after
+from shmlog.writer import Writer
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    pass
 
 FlusherMode = Literal["auto", "external"]
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """One look at a log; counters are since its control block was made."""
-
-    reserved_lsn: int
-    committed_lsn: int
-    durable_lsn: int
-    trimmed_lsn: int
-    records: int
-    payload_bytes: int
-    waits: int
-    commits: int
-    syncs: int
-    sync_seconds: float
-    holes_filled: int
-    hole_bytes: int
-    flushers: int
-    """how many flusher processes there have been"""
-    flusher_pid: int | None
-    participants: tuple[Participant, ...]
-    failed: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Log(Writer, Reading):
@@ -214,34 +178,6 @@ class Log(Writer, Reading):
             return f"<shmlog.Log {self.path!r}, closed>"
         return f"<shmlog.Log {self.path!r}, participant {self.writer_number}>"
 
-    # ------------------------------------------------------------- appending
-
-    def append_array(
-        self, rows: npt.ArrayLike, /, tag: int = 0, *, durable: bool = False, timeout: float | None = None
-    ) -> npt.NDArray[np.uint64]:
-        """Append each row of a C-contiguous array as one record; LSNs of shape (len(rows),).
-
-        The record is the row's bytes: of an array of shape (n, ...) and any dtype without
-        Python objects, structured ones too, a record has rows.nbytes // n bytes.
-        Equal records in a row are read back as one array without a copy. Blocking and
-        errors as append(); ValueError if the array is not C-contiguous.
-        """
-        import numpy as np
-
-        if not isinstance(rows, np.ndarray):
-            raise TypeError(f"append_array() takes a NumPy array, not {type(rows).__name__}")
-        if rows.dtype.hasobject:
-            raise TypeError(f"an array of Python objects cannot be appended: {rows.dtype}")
-        if not rows.ndim:
-            raise ValueError("append_array() takes an array of at least one dimension")
-        if not rows.flags.c_contiguous:
-            raise ValueError("the array is not C-contiguous; np.ascontiguousarray makes a copy that is")
-        if not rows.nbytes:
-            plain = np.empty((len(rows), 0), np.uint8)
-        else:  # as bytes: not every dtype can be exported as a buffer
-            plain = rows.reshape(-1).view(np.uint8).reshape(len(rows), -1)
-        return self._append_rows(plain, tag, durable=durable, timeout=timeout)
-
     # --------------------------------------------------------------- waiting
 
     def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None:
@@ -340,28 +276,7 @@ class Log(Writer, Reading):
     def statistics(self) -> Statistics:
         """Watermarks, counters and participants now."""
         joined = self._live()
-        block, table = joined.control, joined.participants
-        records, payload_bytes, waits = table.totals()
-        durable, committed, reserved = block.durable_lsn, block.committed_lsn, block.reserved_lsn
-        used = tuple(table.describe(number) for number in range(table.high) if table.used(number))
-        return Statistics(
-            reserved_lsn=reserved,
-            committed_lsn=committed,
-            durable_lsn=durable,
-            trimmed_lsn=block.trimmed_lsn,
-            records=records,
-            payload_bytes=payload_bytes,
-            waits=waits,
-            commits=block.load(CB_COMMITS),
-            syncs=block.load(CB_SYNCS),
-            sync_seconds=block.load(CB_SYNC_NS) / 1e9,
-            holes_filled=block.load(CB_FILL_COUNT),
-            hole_bytes=block.load(CB_FILL_BYTES),
-            flushers=block.load(CB_GENERATION),
-            flusher_pid=block.load(CB_FLUSHER_PID) if joined.flusher_runs() else None,
-            participants=used,
-            failed=str(block.failure()) if block.failed else None,
-        )
+        return gather(joined.control, joined.participants, joined.flusher_runs())
 
 
 _logs: weakref.WeakSet[Log] = weakref.WeakSet()
@@ -428,99 +343,6 @@ def open(
     return Log(found, flusher, interval, mode, seconds)
 
 
-class ReadonlyLog(Reading):
-    """A log, live or dead, open for reading: no writes, no participant slot.
-
-    Of a dead log it sees what recovery would keep; `recovery` says what that is.
-    """
-
-    def __init__(self, where: Directory) -> None:
-        self.path = where.path
-        self._directory = where
-        self._reader = Reader(where)
-        self._closed = False
-        self._block: control.BlockView | None = control.view_block(where.identity, files.boot_id())
-        self.recovery: Recovery | None = None
-        if self._block is None:
-            self.recovery = recovery_module.inspect(where, files.boot_id())
-
-    def _bounds(self) -> tuple[int, int]:
-        if self._closed:
-            raise ClosedError(f"the log {self.path} has been closed")
-        if self._block is not None:
-            return self._block.bounds()
-        assert self.recovery is not None
-        return self.recovery.trimmed_lsn, self.recovery.end_lsn
-
-    @property
-    def live(self) -> bool:
-        """Whether the log had a control block when it was opened."""
-        return self._block is not None
-
-    @property
-    def committed_lsn(self) -> int:
-        """Records below it can be read."""
-        return self._bounds()[1]
-
-    @property
-    def trimmed_lsn(self) -> int:
-        """Records below it may be gone."""
-        return self._bounds()[0]
-
-    @property
-    def durable_lsn(self) -> int:
-        """Every record below it survives power loss."""
-        if self._block is not None:
-            return self._block.load(CB_DURABLE_LSN)
-        assert self.recovery is not None
-        return self.recovery.vouched_lsn
-
-    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
-        """As Log.tail(), but looks every few milliseconds: a reader without a participant
-        slot cannot be woken.  Of a dead log it ends with TimeoutError, or never."""
-        seconds = None if timeout is None else check_timeout(timeout)
-        begin, _ = self._range(self.committed_lsn if start is None else start, None)
-        return self._tail(begin, seconds)
-
-    def _tail(self, begin: int, seconds: float | None) -> Iterator[Record]:
-        quiet_since, pause_s = time.monotonic(), 0.0005
-        while True:
-            _, committed = self._bounds()
-            if committed > begin:
-                for batch in self._reader.batches(begin, committed):
-                    yield from batch
-                begin, quiet_since, pause_s = committed, time.monotonic(), 0.0005
-                continue
-            if seconds is not None and time.monotonic() - quiet_since >= seconds:
-                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 0.01)
-
-    def close(self) -> None:
-        """Close the handle; views stay valid."""
-        self._closed = True
-        self._reader.close()
-
-    def __enter__(self) -> ReadonlyLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else "live" if self.live else "dead"
-        return f"<shmlog.ReadonlyLog {self.path!r}, {state}>"
-
-
-def open_readonly(path: str | os.PathLike[str]) -> ReadonlyLog:
-    """Open a live or dead log for reading only; needs no right to write to it.
-
-    Raises FileNotFoundError, FormatError, and CorruptionError of a dead log that is
-    damaged below what it vouches for.
-    """
-    return ReadonlyLog(directory.load(os.fsdecode(path)))
-
-
 def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: float = 30.0) -> Recovery:
     """Recover a log that nobody uses, as the next open() would; returns what was found.
 
@@ -544,24 +366,3 @@ def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: flo
         log.wait_durable()
         end = log.durable_lsn
         return Recovery(recovery_module.Case.INTACT, end, log.trimmed_lsn, end, 0)
-
-
-def verify(path: str | os.PathLike[str], progress: Any = None) -> verification.VerifyReport:
-    """Check every frame of a live or dead log; changes nothing.
-
-    The report says ok, how many records, and where the first problem is. progress, if
-    given, is called with (bytes done, bytes in all). Raises FileNotFoundError and
-    FormatError when the directory is no log.
-    """
-    from shmlog.errors import CorruptionError
-
-    where = directory.load(os.fsdecode(path))
-    try:
-        with ReadonlyLog(where) as log:
-            begin, end = log._bounds()
-            state = "live" if log.recovery is None else log.recovery.case.value
-    except CorruptionError as error:
-        return verification.VerifyReport(
-            where.path, False, 0, 0, 0, 0, error.lsn, f"{error.path}: {error.reason}", "corrupt"
-        )
-    return verification.check_frames(where, begin, end, state, progress)

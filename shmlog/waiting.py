@@ -14,6 +14,7 @@ This module knows watermarks and bells.  It may not know records or files.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ ROOM: Final = Kind("room", CB_LIMIT_LSN, CB_WANTED_LIMIT, CB_COMMIT_SLEEP, 0)
 
 def deadline_after(timeout_s: float) -> float:
     return time.monotonic() + timeout_s
+
+
+def check_timeout(timeout: object) -> float:
+    """A timeout in seconds, or TypeError / ValueError."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+    if math.isnan(timeout) or timeout < 0:
+        raise ValueError(f"timeout must not be negative: {timeout}")
+    return min(float(timeout), 1e9)
 
 
 class Waiting:

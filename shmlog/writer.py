@@ -10,11 +10,11 @@ This module knows why an append waits.  It may not know how a log is opened.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shmlog import _native
 from shmlog.control import ControlBlock
@@ -23,18 +23,13 @@ from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError
 from shmlog.layout import CB_FULL_ERRNO, CB_PREPARE_TRIES
 from shmlog.participants import Participants
 from shmlog.segments import map_segment
-from shmlog.waiting import DURABLE, ROOM, Waiting
+from shmlog.waiting import DURABLE, ROOM, Waiting, check_timeout
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 EFAULT = 14
-
-
-def check_timeout(timeout: object) -> float:
-    """A timeout in seconds, or TypeError / ValueError."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
-    if math.isnan(timeout) or timeout < 0:
-        raise ValueError(f"timeout must not be negative: {timeout}")
-    return min(float(timeout), 1e9)
 
 
 class Writer(_native.Writer):
@@ -63,6 +58,32 @@ class Writer(_native.Writer):
                 raise TimeoutError(f"{busy} appends or reservations of this handle are still open")
             time.sleep(0.0005)
         self._unmap()
+
+    def append_array(
+        self, rows: npt.ArrayLike, /, tag: int = 0, *, durable: bool = False, timeout: float | None = None
+    ) -> npt.NDArray[np.uint64]:
+        """Append each row of a C-contiguous array as one record; LSNs of shape (len(rows),).
+
+        The record is the row's bytes: of an array of shape (n, ...) and any dtype without
+        Python objects, structured ones too, a record has rows.nbytes // n bytes.
+        Equal records in a row are read back as one array without a copy. Blocking and
+        errors as append(); ValueError if the array is not C-contiguous.
+        """
+        import numpy as np
+
+        if not isinstance(rows, np.ndarray):
+            raise TypeError(f"append_array() takes a NumPy array, not {type(rows).__name__}")
+        if rows.dtype.hasobject:
+            raise TypeError(f"an array of Python objects cannot be appended: {rows.dtype}")
+        if not rows.ndim:
+            raise ValueError("append_array() takes an array of at least one dimension")
+        if not rows.flags.c_contiguous:
+            raise ValueError("the array is not C-contiguous; np.ascontiguousarray makes a copy that is")
+        if not rows.nbytes:
+            plain = np.empty((len(rows), 0), np.uint8)
+        else:  # as bytes: not every dtype can be exported as a buffer
+            plain = rows.reshape(-1).view(np.uint8).reshape(len(rows), -1)
+        return self._append_rows(plain, tag, durable=durable, timeout=timeout)
 
     def _slow(self, reason: int, lsn: int, timeout: float | None, deadline: float | None, /) -> float | None:
         """Resolve what stopped an append, or raise.  Returns the append's deadline."""

@@ -24,6 +24,7 @@
 
 #include "append.h"
 #include "fork.h"
+#include "sync.h"
 #include "wait.h"
 
 #define RELEASE_GIL_BYTES 32768u /* below this, letting go costs more than it gives */
@@ -468,6 +469,30 @@ static PyObject *Control_wake(ControlObject *self, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+#define SYNC_FDS_MAX 64
+
+static PyObject *Control_sync(ControlObject *self, PyObject *args) {
+    PyObject *list;
+    Py_buffer mark;
+    long long offset;
+    unsigned long long target;
+    if (!PyArg_ParseTuple(args, "O!y*LK", &PyTuple_Type, &list, &mark, &offset, &target))
+        return NULL;
+    int fds[SYNC_FDS_MAX], error = -1;
+    Py_ssize_t count = PyTuple_GET_SIZE(list);
+    if (count > SYNC_FDS_MAX)
+        PyErr_Format(PyExc_ValueError, "at most %d descriptors in one sync", SYNC_FDS_MAX);
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++)
+        fds[i] = (int)PyLong_AsLong(PyTuple_GET_ITEM(list, i));
+    if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS
+        error = sync_cycle(self->base, fds, (size_t)count, mark.buf, (size_t)mark.len, (off_t)offset, target);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&mark);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong(error);
+}
+
 static PyObject *Control_faulted(ControlObject *self, void *closure) {
     (void)closure;
     return PyBool_FromLong(guard_faulted(self->range));
@@ -488,6 +513,9 @@ static PyMethodDef Control_methods[] = {
     {"wait", (PyCFunction)Control_wait, METH_VARARGS,
      "wait(watermark, wanted, sleep_word, target, ring, spin_ns, slice_ns)\n--\n\n"
      "One slice of waiting for a word to reach target: WAIT_*."},
+    {"sync", (PyCFunction)Control_sync, METH_VARARGS,
+     "sync(fds, mark, mark_offset, target)\n--\n\n"
+     "One sync cycle over the segments' descriptors; 0 or an errno."},
     {"wake", (PyCFunction)Control_wake, METH_O, "wake(offset)\n--\n\nWake every process that waits on the word."},
     {"spin", (PyCFunction)Control_spin, METH_VARARGS,
      "spin(offset, target, ns)\n--\n\nWatch a word until it is at least target or ns have passed; whether it is."},

@@ -1,0 +1,118 @@
+"""Preparing: the flusher's loop that readies pieces of segments ahead of the tail.
+
+A piece is allocated and faulted in before limit_lsn reaches it, so that no writer
+waits for a file, meets a full disk in a store, or rolls slowly.  Its zeros are
+written while nobody is near: a later sync of a record there then writes a page or
+two and changes no extent.  Writers that come too fast for that are not made to
+wait for the disk.
+
+This module knows prepared_lsn.  It may not know what is written into a piece.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from shmlog import files
+from shmlog.control import ControlBlock
+from shmlog.geometry import LSN_MAX, PAGE_BYTES, Geometry
+from shmlog.layout import (
+    CB_FULL_ERRNO,
+    CB_LIMIT_LSN,
+    CB_PREPARE_TRIES,
+    CB_PREPARED_LSN,
+    CB_ROLLS,
+    CB_WANTED_LIMIT,
+)
+from shmlog.live import LiveSegments
+from shmlog.segment import Mark
+
+AHEAD_PIECES = 3
+RETRY_S = 0.1
+NAP_S = 1.0
+
+log = logging.getLogger("shmlog.flusher")
+
+
+class Preparer:
+    """The preparing half of one flusher."""
+
+    def __init__(
+        self,
+        control: ControlBlock,
+        live: LiveSegments,
+        geometry: Geometry,
+        newest_mark: Callable[[], Mark],
+        fail: Callable[[int], None],
+    ) -> None:
+        self._control = control
+        self._native = control.native
+        self._live = live
+        self._geometry = geometry
+        self._newest_mark = newest_mark
+        self._fail = fail
+        self._wanted = threading.Event()
+
+    def wake(self) -> None:
+        self._wanted.set()
+
+    def ask(self, reserved: int) -> None:
+        """Told by the commit loop where the tail is."""
+        if self._goal(reserved) > self._native.load(CB_PREPARED_LSN):
+            self._wanted.set()
+
+    def _goal(self, reserved: int) -> int:
+        """How far should be prepared: some pieces ahead, or as far as a writer waits for."""
+        wanted = min(self._native.load(CB_WANTED_LIMIT), reserved + self._geometry.window_bytes)
+        return max(reserved + AHEAD_PIECES * self._geometry.piece_bytes - 1, wanted)
+
+    def loop(self, stop: threading.Event) -> None:
+        native, control = self._native, self._control
+        while not stop.is_set() and not control.failed:
+            prepared = native.load(CB_PREPARED_LSN)
+            if self._goal(control.reserved_lsn) <= prepared:
+                self._wanted.wait(NAP_S)
+                self._wanted.clear()
+                continue
+            end = self._geometry.piece_end(prepared)
+            try:
+                self._prepare(prepared, end)
+            except OSError as error:
+                self._report(error, prepared, end)
+                stop.wait(RETRY_S)
+                continue
+            native.store(CB_FULL_ERRNO, 0)
+            native.store(CB_PREPARED_LSN, end)
+            control.step()
+            native.wake(CB_LIMIT_LSN)
+            if self._goal(control.reserved_lsn) <= end:
+                self._sync(end)
+
+    def _prepare(self, begin: int, end: int) -> None:
+        if end > LSN_MAX:
+            raise OSError(errno.EFBIG, "the log's address space is used up")
+        geometry = self._geometry
+        live, made = self._live.get_or_create(begin, self._newest_mark())
+        if made:
+            self._native.add(CB_ROLLS, 1)
+        at = geometry.file_offset(begin) // PAGE_BYTES * PAGE_BYTES
+        stop = geometry.file_offset(begin) + end - begin
+        files.allocate(live.prepare_fd, at, stop)
+        live.mapping.populate(at, stop - at)
+
+    def _report(self, error: OSError, begin: int, end: int) -> None:
+        """Let waiting writers see why there is no room."""
+        if self._native.load(CB_FULL_ERRNO) != error.errno:
+            log.error("cannot prepare [%d, %d): %s", begin, end, error)
+        self._native.store(CB_FULL_ERRNO, error.errno or errno.EIO)
+        self._native.add(CB_PREPARE_TRIES, 1)
+
+    def _sync(self, end: int) -> None:
+        try:
+            os.fdatasync(self._live.get(end - 1).prepare_fd)
+        except OSError as error:
+            self._fail(error.errno or errno.EIO)

@@ -1,0 +1,163 @@
+"""Syncing: the flusher's loop that makes committed records durable.
+
+At once when somebody waits, else every sync_interval; when idle, one settle sync
+carries the last mark to disk.  The cycle itself is native/sync.h.
+
+Invariants
+  S1  A sync that failed is latched for every process before anything else happens,
+      and never tried again.
+  S2  A mark says what the last sync made durable, never what this one will.
+
+This module knows durable_lsn and marks.  It may not know bits or claims.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+
+from shmlog import segment
+from shmlog.control import ControlBlock
+from shmlog.geometry import Geometry
+from shmlog.layout import (
+    CB_EPOCH,
+    CB_INTENT_LSN,
+    CB_SYNC_SLEEP,
+    CB_WANTED_DURABLE,
+    MARK_OFFSETS,
+    NO_LSN,
+    SLEEP_AWAKE,
+    SLEEP_IDLE,
+)
+from shmlog.live import LiveSegments
+
+SPIN_NS = 50_000
+"""After a sync that somebody waited for: how long to watch for the next such wait."""
+PATIENCE_S = 0.0002, 0.01
+"""Between looks at a record that is waited for but still being copied: at first, at most."""
+SETTLE_AFTER_S = 1.0
+NAP_S = 1.0
+
+log = logging.getLogger("shmlog.flusher")
+
+
+class Syncer:
+    """The sync half of one flusher."""
+
+    def __init__(
+        self, control: ControlBlock, live: LiveSegments, geometry: Geometry, boot_id: bytes, interval_s: float
+    ) -> None:
+        self._control = control
+        self._native = control.native
+        self._live = live
+        self._geometry = geometry
+        self._log_id = control.identity.log_id
+        self._interval_s = interval_s
+        self._sleeps_long = False
+        newest = live.newest_mark()
+        self.mark = segment.Mark(
+            epoch=control.load(CB_EPOCH),
+            durable_lsn=min(newest.durable_lsn, control.durable_lsn) if newest else 0,
+            sequence=newest.sequence + 1 if newest else 0,
+            trimmed_lsn=control.trimmed_lsn,
+            boot_id=boot_id,
+        )
+
+    def take_over(self) -> None:
+        """Honour an intent that a dead flusher left: the kernel may have told it of an
+        error and called the pages clean."""
+        durable, intent = self._control.durable_lsn, self._native.load(CB_INTENT_LSN)
+        if intent != NO_LSN:
+            log.warning("the last flusher died in a sync: rewriting [%d, %d)", durable, intent)
+            self._live.rewrite(durable, intent)
+
+    def committed(self) -> None:
+        """Told by the commit loop that there is something to sync one day."""
+        if self._sleeps_long:
+            self._sleeps_long = False
+            self._control.sync_bell.ring()
+
+    def loop(self, stop: threading.Event) -> None:
+        native, control = self._native, self._control
+        last_sync = changed_at = time.monotonic()
+        patience_s = PATIENCE_S[0]
+        while not stop.is_set() and not control.failed:
+            committed, durable = control.committed_lsn, control.durable_lsn
+            wanted = native.load(CB_WANTED_DURABLE)
+            if wanted > durable:
+                committed = control.step()[0]
+            now = time.monotonic()
+            due_in = last_sync + self._interval_s - now
+            if committed > durable and (wanted > durable or due_in <= 0):
+                self.sync(committed)
+                last_sync = changed_at = time.monotonic()
+                patience_s = PATIENCE_S[0]
+                if wanted > durable:  # who waited is likely to come again
+                    native.spin(CB_WANTED_DURABLE, committed + 1, SPIN_NS)
+                continue
+            timeout_s = NAP_S
+            if wanted > durable:
+                timeout_s = patience_s = min(patience_s * 1.5, PATIENCE_S[1])
+            elif committed > durable:
+                timeout_s = due_in
+            elif self.mark.durable_lsn < durable:
+                timeout_s = changed_at + SETTLE_AFTER_S - now
+                if timeout_s <= 0:
+                    self.sync_mark(clean=False)
+                    continue
+            self._sleep(timeout_s, wanted, committed, durable)
+
+    def _sleep(self, timeout_s: float, wanted: int, committed: int, durable: int) -> None:
+        """Sleep on the sync bell unless something changed since it was looked at (WANTED)."""
+        native = self._native
+        self._sleeps_long = committed == durable
+        native.store(CB_SYNC_SLEEP, SLEEP_IDLE)
+        if native.load(CB_WANTED_DURABLE) == wanted and (
+            not self._sleeps_long or self._control.committed_lsn == committed
+        ):
+            self._control.sync_bell.wait(timeout_s)
+        native.store(CB_SYNC_SLEEP, SLEEP_AWAKE)
+        self._sleeps_long = False
+
+    def sync(self, target: int) -> None:
+        """Make everything below target durable, or latch the failure."""
+        durable = self._control.durable_lsn
+        if target <= durable:
+            return
+        self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn)
+        fds = tuple(
+            self._live.get(first).sync_fd for first, _ in self._geometry.segment_ranges(durable, target)
+        )
+        error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
+        if error == errno.ECANCELED:  # the preparing side saw an error, perhaps of the same pages
+            return
+        if error:
+            self.fail(error)
+        else:
+            self._live.close_below(durable)
+
+    def sync_mark(self, clean: bool) -> None:
+        """Carry the last mark to disk: then the disk itself vouches for all of it."""
+        durable = self._control.durable_lsn
+        self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean)
+        last = max(0, durable - 1)
+        if not self._live.exists(last):
+            return
+        fd = self._live.get(last).sync_fd
+        try:
+            segment.write_mark(fd, self.mark, self._log_id)
+            os.fdatasync(fd)
+        except OSError as error:
+            self.fail(error.errno or errno.EIO)
+
+    def fail(self, error: int) -> None:
+        """Latch a failed sync for every process (S1)."""
+        self._control.fail(error, self._control.durable_lsn)
+        log.error("a sync failed, the log takes no more appends: %s", os.strerror(error))
+
+    @property
+    def _mark_offset(self) -> int:
+        return MARK_OFFSETS[self.mark.sequence % 2]
