@@ -24,8 +24,8 @@ that vouches for it.  So being interrupted anywhere leads to the same end.
 
 An atomic batch that is not complete counts as not valid from its first frame.
 
-This module knows files and frames; it reads them with pread, never through a
-map.  It may not know the control block.
+This module knows marks and what follows from them.  It may not know the control
+block.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from shmlog import _native, files, segment
 from shmlog.directory import Directory
 from shmlog.errors import CorruptionError, FormatError
 from shmlog.layout import GRANULE_BYTES, KIND_FILL, PROBLEMS, SEGMENT_HEADER_BYTES
+from shmlog.scan import Scanner
 from shmlog.segments import list_segments, segment_path
 
 
@@ -73,21 +74,6 @@ class Recovery:
     mark: segment.Mark | None = field(default=None, repr=False)
 
 
-def read_segment(directory: Directory, first: int) -> bytes:
-    """A whole segment file; FormatError if its header is not this log's."""
-    path, geometry = segment_path(directory, first), directory.identity.geometry
-    with files.descriptor(files.open_file(path, writable=False)) as fd:
-        segment.check(fd, path, directory.identity.log_id, first, geometry)
-        parts, at = [], 0
-        while at < geometry.file_bytes:
-            part = os.pread(fd, min(16 << 20, geometry.file_bytes - at), at)
-            if not part:
-                raise FormatError(f"{path} ends at byte {at} of {geometry.file_bytes}")
-            parts.append(part)
-            at += len(part)
-        return b"".join(parts)
-
-
 def _newest_mark(directory: Directory, segments: list[int]) -> segment.Mark:
     marks = []
     for first in segments:
@@ -102,39 +88,9 @@ def _newest_mark(directory: Directory, segments: list[int]) -> segment.Mark:
     return max(marks)
 
 
-@dataclass(slots=True)
-class _Scan:
-    """How far the valid frames reach."""
-
-    end_lsn: int
-    """of the last whole frame or batch"""
-    problem: int = 0
-    bad_lsn: int = 0
-
-
-def _walk(directory: Directory, images: dict[int, memoryview], begin: int, stop: int) -> _Scan:
-    """Check frames from begin to the first invalid one, over segments, batches whole."""
-    geometry, seed = directory.identity.geometry, directory.identity.seed
-    scan = _Scan(begin)
-    batch_open = False
-    while begin < stop:
-        first = geometry.segment_begin(begin)
-        bound = first + geometry.segment_bytes
-        _, at, whole, problem = _native.walk(images[first], first, begin, bound, seed, True, -1, False, None)
-        if whole > begin or not batch_open:
-            scan.end_lsn = whole
-        batch_open = whole < at
-        if problem:
-            scan.problem, scan.bad_lsn = problem, at
-            return scan
-        begin = at
-    scan.bad_lsn = begin
-    return scan
-
-
 def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     """Find the case, touching nothing.  CorruptionError and FormatError as in the table."""
-    geometry, seed = directory.identity.geometry, directory.identity.seed
+    geometry = directory.identity.geometry
     segments = list_segments(directory)
     if not segments:
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
@@ -154,27 +110,19 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     stop = begin
     while stop in segments:
         stop += size
-    images = {
-        first: memoryview(read_segment(directory, first))[SEGMENT_HEADER_BYTES:]
-        for first in range(begin, stop, size)
-    }
     same_boot = mark.boot_id == boot_id
     holes: list[tuple[int, int]] = []
-    scan = _walk(directory, images, begin, stop)
-    reason = PROBLEMS[scan.problem]
-    if scan.end_lsn < vouched:
-        raise CorruptionError(segment_path(directory, scan.bad_lsn), scan.bad_lsn, reason)
-    if same_boot:
-        while (
-            found := _next_frame(images, max(scan.bad_lsn, scan.end_lsn) + GRANULE_BYTES, stop, size, seed)
-        ) is not None:
-            after = _walk(directory, images, found, stop)
-            if after.end_lsn > found:  # not the frames of an incomplete batch
-                holes.append((scan.end_lsn, found))
-                scan.end_lsn = after.end_lsn
-            scan.bad_lsn, scan.problem = after.bad_lsn, after.problem
-    end = scan.end_lsn
-    dropped = _last_byte(images, end, stop, size) - end
+    with Scanner(directory) as scanner:
+        walk = scanner.walk(begin, stop)
+        end, reason = walk.end_lsn, PROBLEMS[walk.problem]
+        if end < vouched:
+            raise CorruptionError(segment_path(directory, walk.bad_lsn), walk.bad_lsn, reason)
+        while same_boot and (found := scanner.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
+            walk = scanner.walk(found, stop)
+            if walk.end_lsn > found:  # not the frames of an incomplete batch
+                holes.append((end, found))
+                end = walk.end_lsn
+        dropped = scanner.last_byte(end, stop) - end
     found_at = Recovery(Case.CLEAN, end, trimmed, vouched, mark.epoch, mark=mark)
     if mark.clean and end == vouched and dropped <= 0:
         return found_at
@@ -183,28 +131,6 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     if dropped <= 0:
         return replace(found_at, case=Case.RESTART, epoch=mark.epoch + 1)
     return replace(found_at, case=Case.TORN, epoch=mark.epoch + 1, dropped_bytes=dropped, reason=reason)
-
-
-def _next_frame(images: dict[int, memoryview], lsn: int, stop: int, size: int, seed: int) -> int | None:
-    while lsn < stop:
-        first = lsn - lsn % size
-        found = _native.find_frame(images[first], first, lsn, first + size, seed)
-        if found is not None:
-            return found
-        lsn = first + size
-    return None
-
-
-def _last_byte(images: dict[int, memoryview], begin: int, stop: int, size: int) -> int:
-    """The end of the last granule at or above begin that is not all zeros, or begin."""
-    for first in sorted(images, reverse=True):
-        low = max(begin, first)
-        if low >= first + size:
-            break
-        used = len(bytes(images[first][low - first :]).rstrip(b"\0"))
-        if used:
-            return low + -(-used // GRANULE_BYTES) * GRANULE_BYTES
-    return begin
 
 
 def recover(directory: Directory, boot_id: bytes) -> Recovery:
@@ -258,6 +184,3 @@ def _rewrite(fd: int, directory: Directory, low: int, high: int) -> None:
         size = min(1 << 20, high - lsn)
         at = geometry.file_offset(lsn)
         files.write_all(fd, os.pread(fd, size, at), at)
-
-
-__all__ = ["Case", "Recovery", "inspect", "read_segment", "recover"]

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmlog import _native
 from shmlog.directory import Directory
-from shmlog.layout import PROBLEMS, SEGMENT_HEADER_BYTES
-from shmlog.recovery import read_segment
+from shmlog.layout import PROBLEMS
+from shmlog.scan import Scanner
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +43,17 @@ def check_frames(
 ) -> VerifyReport:
     """Check [begin_lsn, end_lsn), both of them frame boundaries; stops at the first
     problem.  progress(done_bytes, all_bytes) is called after each segment."""
-    geometry, seed = directory.identity.geometry, directory.identity.seed
     records = 0
-    for begin, end in geometry.segment_ranges(begin_lsn, end_lsn):
-        first = geometry.segment_begin(begin)
-        image = memoryview(read_segment(directory, first))[SEGMENT_HEADER_BYTES:]
-        count, at, _, problem = _native.walk(image, first, begin, end, seed, True, -1, False, None)
-        records += count
-        if problem:
-            return VerifyReport(
-                directory.path,
-                False,
-                begin_lsn,
-                end_lsn,
-                records,
-                at - begin_lsn,
-                at,
-                PROBLEMS[problem],
-                state,
-            )
-        if progress is not None:
-            progress(end - begin_lsn, end_lsn - begin_lsn)
+    with Scanner(directory) as scanner:
+        for begin, end in directory.identity.geometry.segment_ranges(begin_lsn, end_lsn):
+            walk = scanner.walk(begin, end)
+            records += walk.records
+            if walk.problem:
+                checked, bad = walk.bad_lsn - begin_lsn, walk.bad_lsn
+                problem = PROBLEMS[walk.problem]
+                return VerifyReport(
+                    directory.path, False, begin_lsn, end_lsn, records, checked, bad, problem, state
+                )
+            if progress is not None:
+                progress(end - begin_lsn, end_lsn - begin_lsn)
     return VerifyReport(directory.path, True, begin_lsn, end_lsn, records, end_lsn - begin_lsn, state=state)

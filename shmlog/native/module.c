@@ -1399,9 +1399,12 @@ static PyObject *py_find_frame(PyObject *module, PyObject *args) {
     if (!bad) {
         Py_BEGIN_ALLOW_THREADS
         frame_t f;
-        for (uint64_t lsn = begin_lsn; lsn < end_lsn && found == NO_LSN; lsn += GRANULE_BYTES)
-            if (frame_check((uint8_t *)view.buf + (lsn - base_lsn), lsn, end_lsn - lsn, seed, 1, &f) == FRAME_VALID)
+        for (uint64_t lsn = begin_lsn; lsn < end_lsn && found == NO_LSN; lsn += GRANULE_BYTES) {
+            enum frame_problem problem =
+                frame_check((uint8_t *)view.buf + (lsn - base_lsn), lsn, end_lsn - lsn, seed, 1, &f);
+            if (problem == FRAME_VALID || problem == FRAME_BAD_LENGTH)
                 found = lsn;
+        }
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&view);
@@ -1511,7 +1514,8 @@ static PyMethodDef functions[] = {
      "walk(buffer, base_lsn, begin_lsn, end_lsn, seed, verify, tag, stop_at_gap, columns)\n--\n\n"
      "Index the DATA frames of a range: (count, next_lsn, whole_lsn, problem)."},
     {"find_frame", py_find_frame, METH_VARARGS,
-     "find_frame(buffer, base_lsn, begin_lsn, end_lsn, seed)\n--\n\nThe LSN of the next valid frame, or None."},
+     "find_frame(buffer, base_lsn, begin_lsn, end_lsn, seed)\n--\n\n"
+     "The LSN of the next frame that is valid, or would be but for reaching past end_lsn; or None."},
     {"filler", py_filler, METH_VARARGS,
      "filler(kind, lsn, bytes, time_ns, writer, seed)\n--\n\nThe header of a PAD or FILL frame."},
     {"lock_byte", py_lock_byte, METH_VARARGS, "lock_byte(fd, byte)\n--\n\nTry to lock; whether it worked. Does not block."},
