@@ -119,11 +119,17 @@ class RecordBatch:
             return view.copy() if copy else view
         if copy is False:
             raise ValueError("the records are not evenly spaced, so they cannot be viewed without a copy")
-        frames = np.frombuffer(self._memory, np.uint8)
-        index = (self.lsn - np.uint64(self._base_lsn)).astype(np.intp)[:, None] + np.arange(
-            size, dtype=np.intp
+        # every granule as the payload that would begin in it; then pick those that do
+        at = SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES
+        cells = np.ndarray(
+            ((len(self._memory) - at - size) // GRANULE_BYTES + 1,),
+            np.dtype((np.void, size)),
+            self._memory,
+            at,
+            (GRANULE_BYTES,),
         )
-        return np.ndarray((count, *kind.shape), kind.base, frames[index].tobytes())
+        index = (self.lsn.astype(np.int64) - self._base_lsn - at) // GRANULE_BYTES
+        return np.ndarray((count, *kind.shape), kind.base, cells[index])
 
     def to_arrow(self) -> pyarrow.RecordBatch:
         """The batch as a pyarrow.RecordBatch (lsn, time_ns, tag, writer, data); needs
