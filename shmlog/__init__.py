@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shmlog._native import Reservation
+    from shmlog.cursor import Cursor
     from shmlog.errors import (
         AttachError,
         ClosedError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "cursor": "Cursor",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
         " ShmlogError TrimmedError"
@@ -49,6 +51,7 @@ __all__ = [
     "AttachError",
     "ClosedError",
     "CorruptionError",
+    "Cursor",
     "FormatError",
     "Log",
     "LogFailedError",

@@ -4,6 +4,7 @@
       shmlog.json      who it is: format version, log id, geometry; written once
       LOCK             never read or written; byte ranges are locked
       segments/        00000000000000000000.seg ...
+      cursors/NAME     one named cursor
       flusher.log      what the flusher had to say
 
 This module knows names and the identity.  It may not know what segments hold.
@@ -76,6 +77,7 @@ class Directory:
         self.path = path
         self.identity = identity
         self.segments_path = os.path.join(path, "segments")
+        self.cursors_path = os.path.join(path, "cursors")
         self.lock_path = os.path.join(path, "LOCK")
         self.flusher_log_path = os.path.join(path, "flusher.log")
 

@@ -60,6 +60,7 @@ CB_SYNC_SLEEP: Final = LAYOUT["CB_SYNC_SLEEP"]
 CB_WANTED_LIMIT: Final = LAYOUT["CB_WANTED_LIMIT"]
 CB_WANTED_COMMITTED: Final = LAYOUT["CB_WANTED_COMMITTED"]
 CB_WANTED_DURABLE: Final = LAYOUT["CB_WANTED_DURABLE"]
+CB_WANTED_TRIMMED: Final = LAYOUT["CB_WANTED_TRIMMED"]
 CB_PARTICIPANT_HIGH: Final = LAYOUT["CB_PARTICIPANT_HIGH"]
 CB_GENERATION: Final = LAYOUT["CB_GENERATION"]
 CB_FLUSHER_PID: Final = LAYOUT["CB_FLUSHER_PID"]
@@ -128,3 +129,10 @@ PROBLEMS: Final = (
     "the header does not fit",
 )
 """What the native frame check calls its findings, by number."""
+
+CURSOR_MAGIC: Final = b"CURS"
+CURSOR: Final = struct.Struct("<4sIQQ")
+"""magic, format version, sequence, LSN; a crc32c over them, started from the crc32c of
+the log id, follows."""
+CURSOR_OFFSETS: Final = (0, 512)
+CURSOR_FILE_BYTES: Final = 1024

@@ -112,6 +112,16 @@ class LiveSegments:
             for first in [first for first in self._open if first + self._geometry.segment_bytes <= lsn]:
                 self._open.pop(first).close()
 
+    def remove_below(self, lsn: int) -> int:
+        """Unlink the segment files that end at or below lsn; how many.  Views of them live on."""
+        self.close_below(lsn)
+        below = [first for first in list_segments(self._directory) if first < lsn]
+        for first in below:
+            os.unlink(segment_path(self._directory, first))
+        if below:
+            files.sync_directory(self._directory.segments_path)
+        return len(below)
+
     def give_back(self, end: int) -> None:
         """Free what was prepared at and beyond the end of a log that is being closed."""
         geometry = self._geometry

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shmlog import _native, control, directory, files, sidecar
 from shmlog import recovery as recovery_module
 from shmlog.attachment import Attachment, attach, somebody_lives, take_setup
+from shmlog.cursor import Cursor
 from shmlog.directory import Directory
 from shmlog.errors import AttachError, ClosedError, LogFailedError
 from shmlog.files import SETUP_BYTE, LockFile
@@ -29,7 +30,7 @@ from shmlog.layout import (
 from shmlog.reader import Reader, Reading, Record
 from shmlog.recovery import Recovery
 from shmlog.statistics import Statistics, gather
-from shmlog.waiting import COMMITTED, DURABLE, Kind, Waiting, check_timeout, deadline_after
+from shmlog.waiting import COMMITTED, DURABLE, TRIMMED, Kind, Waiting, check_timeout, deadline_after
 from shmlog.writer import Writer
 
 if TYPE_CHECKING:
@@ -209,6 +210,37 @@ class Log(Writer, Reading):
             raise TimeoutError(
                 f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
             )
+
+    # -------------------------------------------------------------- retention
+
+    def trim(self, before_lsn: int, timeout: float | None = None) -> int:
+        """Give up the records below before_lsn, by whole segments; the new trimmed_lsn.
+
+        Only what is durable is given up, and never the segment that holds before_lsn. Files
+        are unlinked: arrays and views of them stay valid as long as they are referred to.
+        Blocks until it is done, at most timeout seconds (TimeoutError).
+        """
+        joined = self._live()
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        number = int(before_lsn.__index__())
+        if not 0 <= number <= joined.control.committed_lsn:
+            raise ValueError(f"LSN {number} is not committed: the log ends at {joined.control.committed_lsn}")
+        deadline = deadline_after(seconds)
+        if number > joined.control.durable_lsn:
+            self._waiting.until(DURABLE, number, deadline)
+        target = self._directory.identity.geometry.segment_begin(number)
+        if not self._waiting.until(TRIMMED, target, deadline):
+            raise TimeoutError(f"LSN {target} is not trimmed after {seconds:g} s")
+        return joined.control.trimmed_lsn
+
+    def cursor(self, name: str) -> Cursor:
+        """The durable, named cursor `name` of this log, made if absent.
+
+        Each cursor can be open once; AttachError if it is open elsewhere. ValueError for a
+        name that is not 1 to 64 letters, digits, dots, dashes or underscores.
+        """
+        self._live()
+        return Cursor(self._directory, name, self._mode, self)
 
     # --------------------------------------------------------------- reading
 

@@ -26,7 +26,7 @@ from shmlog import _native
 from shmlog.directory import Directory
 from shmlog.errors import CorruptionError, TrimmedError
 from shmlog.layout import FRAME_HEADER_BYTES, GRANULE_BYTES, PROBLEMS, SEGMENT_HEADER_BYTES
-from shmlog.segments import MappingCache, segment_path
+from shmlog.segments import MappingCache, list_segments, segment_path
 
 if TYPE_CHECKING:
     import pyarrow
@@ -166,7 +166,7 @@ class Reader:
         while begin < stop:
             first = self._geometry.segment_begin(begin)
             bound = min(stop, first + self._geometry.segment_bytes)
-            mapping = self._cache.get(begin)
+            mapping = self._map(begin)
             while begin < bound:
                 batch, begin, problem = self._batch(mapping, first, begin, bound, tag, verify, records)
                 if len(batch):
@@ -199,6 +199,15 @@ class Reader:
             columns,
         )
         return RecordBatch(mapping, first, at, tuple(column[:count] for column in columns)), at, problem
+
+    def _map(self, lsn: int) -> _native.Mapping:
+        try:
+            return self._cache.get(lsn)
+        except FileNotFoundError:
+            oldest = min(list_segments(self._directory), default=lsn)
+            if oldest > lsn:
+                raise TrimmedError(lsn, oldest) from None
+            raise
 
     def _refuse(self, mapping: _native.Mapping, lsn: int, start: int, problem: int) -> None:
         path = segment_path(self._directory, lsn)

@@ -147,7 +147,7 @@ def recover(directory: Directory, boot_id: bytes) -> Recovery:
     segments = list_segments(directory)
     for first in segments:
         path = segment_path(directory, first)
-        if first > last:
+        if first > last or first + geometry.segment_bytes <= found.trimmed_lsn:
             os.unlink(path)
             continue
         low, high = max(first, found.vouched_lsn), min(end, first + geometry.segment_bytes)

@@ -26,7 +26,9 @@ from shmlog.layout import (
     CB_EPOCH,
     CB_INTENT_LSN,
     CB_SYNC_SLEEP,
+    CB_TRIMMED_LSN,
     CB_WANTED_DURABLE,
+    CB_WANTED_TRIMMED,
     MARK_OFFSETS,
     NO_LSN,
     SLEEP_AWAKE,
@@ -85,6 +87,8 @@ class Syncer:
         last_sync = changed_at = time.monotonic()
         patience_s = PATIENCE_S[0]
         while not stop.is_set() and not control.failed:
+            if native.load(CB_WANTED_TRIMMED) > control.trimmed_lsn:
+                self.trim(native.load(CB_WANTED_TRIMMED))
             committed, durable = control.committed_lsn, control.durable_lsn
             wanted = native.load(CB_WANTED_DURABLE)
             if wanted > durable:
@@ -115,9 +119,12 @@ class Syncer:
         native = self._native
         self._sleeps_long = committed == durable
         native.store(CB_SYNC_SLEEP, SLEEP_IDLE)
-        if native.load(CB_WANTED_DURABLE) == wanted and (
-            not self._sleeps_long or self._control.committed_lsn == committed
-        ):
+        nothing_new = (
+            native.load(CB_WANTED_DURABLE) == wanted
+            and native.load(CB_WANTED_TRIMMED) <= self._control.trimmed_lsn
+            and (not self._sleeps_long or self._control.committed_lsn == committed)
+        )
+        if nothing_new:
             self._control.sync_bell.wait(timeout_s)
         native.store(CB_SYNC_SLEEP, SLEEP_AWAKE)
         self._sleeps_long = False
@@ -152,6 +159,21 @@ class Syncer:
             os.fdatasync(fd)
         except OSError as error:
             self.fail(error.errno or errno.EIO)
+
+    def trim(self, before: int) -> None:
+        """Give up whole segments below `before`: first the watermark, so that nobody begins
+        to read there, then a durable mark that says so, then the files."""
+        control = self._control
+        target = self._geometry.segment_begin(min(before, control.durable_lsn))
+        if target > control.trimmed_lsn:
+            self._native.store(CB_TRIMMED_LSN, target)
+            self.sync_mark(clean=False)
+            if control.failed:
+                return
+            log.info("trimmed up to LSN %d: %d files removed", target, self._live.remove_below(target))
+        # what cannot be trimmed, the segment of `before` itself, is not asked for again
+        self._native.compare_exchange(CB_WANTED_TRIMMED, before, control.trimmed_lsn)
+        self._native.wake(CB_TRIMMED_LSN)
 
     def fail(self, error: int) -> None:
         """Latch a failed sync for every process (S1)."""

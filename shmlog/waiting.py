@@ -29,9 +29,11 @@ from shmlog.layout import (
     CB_DURABLE_LSN,
     CB_LIMIT_LSN,
     CB_SYNC_SLEEP,
+    CB_TRIMMED_LSN,
     CB_WANTED_COMMITTED,
     CB_WANTED_DURABLE,
     CB_WANTED_LIMIT,
+    CB_WANTED_TRIMMED,
     PT_WAITS,
 )
 from shmlog.participants import slot_offset
@@ -54,6 +56,7 @@ class Kind:
 
 COMMITTED: Final = Kind("committed", CB_COMMITTED_LSN, CB_WANTED_COMMITTED, CB_COMMIT_SLEEP, SPIN_NS // 4)
 DURABLE: Final = Kind("durable", CB_DURABLE_LSN, CB_WANTED_DURABLE, CB_SYNC_SLEEP, SPIN_NS)
+TRIMMED: Final = Kind("trimmed", CB_TRIMMED_LSN, CB_WANTED_TRIMMED, CB_SYNC_SLEEP, 0)
 ROOM: Final = Kind("room", CB_LIMIT_LSN, CB_WANTED_LIMIT, CB_COMMIT_SLEEP, 0)
 
 
@@ -90,7 +93,7 @@ class Waiting:
         asked every slice, says so.  Raises LogFailedError, and ClosedError within a slice
         of close()."""
         control = self._control
-        bell = control.sync_bell if kind is DURABLE else control.commit_bell
+        bell = control.sync_bell if kind.sleep_word == CB_SYNC_SLEEP else control.commit_bell
         control.native.add(self._waits, 1)
         spin_ns = kind.spin_ns
         ring = True

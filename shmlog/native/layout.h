@@ -66,6 +66,7 @@ enum {
     CB_WANTED_LIMIT = 1280,     /* waiters, as maxima: how far each watermark is waited for */
     CB_WANTED_COMMITTED = 1288,
     CB_WANTED_DURABLE = 1296,
+    CB_WANTED_TRIMMED = 1304,
     CB_PARTICIPANT_HIGH = 1408, /* one more than the highest slot ever taken */
     CB_GENERATION = 1536,       /* flusher's own: how many there have been, and what they did */
     CB_FLUSHER_PID = 1544,
@@ -132,7 +133,7 @@ _Static_assert((1u << GRANULE_SHIFT) == GRANULE_BYTES, "granule");
     X(CB_CREATED_NS) X(CB_RESERVED_LSN) X(CB_LIMIT_LSN) X(CB_COMMITTED_LSN)                  \
     X(CB_CLEARED_LSN) X(CB_PREPARED_LSN) X(CB_DURABLE_LSN) X(CB_INTENT_LSN)                  \
     X(CB_TRIMMED_LSN) X(CB_STATE) X(CB_FAILED_ERRNO) X(CB_FAILED_LSN) X(CB_FULL_ERRNO)       \
-    X(CB_PREPARE_TRIES) X(CB_COMMIT_SLEEP) X(CB_SYNC_SLEEP) X(CB_WANTED_LIMIT) X(CB_WANTED_COMMITTED) X(CB_WANTED_DURABLE)                 \
+    X(CB_PREPARE_TRIES) X(CB_COMMIT_SLEEP) X(CB_SYNC_SLEEP) X(CB_WANTED_LIMIT) X(CB_WANTED_COMMITTED) X(CB_WANTED_DURABLE) X(CB_WANTED_TRIMMED)                 \
     X(CB_PARTICIPANT_HIGH) X(CB_GENERATION) X(CB_FLUSHER_PID) X(CB_COMMITS) X(CB_SYNCS)      \
     X(CB_SYNC_NS) X(CB_FILL_COUNT) X(CB_FILL_BYTES) X(CB_RETIRED_RECORDS)                    \
     X(CB_RETIRED_BYTES) X(CB_RETIRED_WAITS) X(CB_ROLLS) X(CB_HEADER_BYTES)                   \
