@@ -82,10 +82,6 @@ class Waiting:
         self._ensure_flusher = ensure_flusher
         self._closed = False
 
-    def ring_commit(self) -> None:
-        """Tell the flusher that something was published."""
-        self._control.commit_bell.ring()
-
     def until(self, kind: Kind, lsn: int, deadline: float, give_up: Callable[[], bool] | None = None) -> bool:
         """Sleep until the watermark of `kind` is at least lsn.
 

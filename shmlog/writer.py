@@ -88,7 +88,10 @@ class Writer(_native.Writer):
     def _slow(self, reason: int, lsn: int, timeout: float | None, deadline: float | None, /) -> float | None:
         """Resolve what stopped an append, or raise.  Returns the append's deadline."""
         if reason == _native.SLOW_BELL:
-            self._waiting.ring_commit()
+            self._control.commit_bell.ring()
+            return deadline
+        if reason == _native.SLOW_SYNC_BELL:
+            self._control.sync_bell.ring()
             return deadline
         if deadline is None:
             deadline = time.monotonic() + (self._timeout if timeout is None else check_timeout(timeout))

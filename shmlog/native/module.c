@@ -38,8 +38,14 @@ enum {
     SLOW_BELL = 5,    /* the flusher sleeps and wants to hear of an append */
     SLOW_DURABLE = 6, /* lsn: what must become durable */
     SLOW_LARGE = 7,   /* lsn: the size that is too large */
-    SLOW_FAULT = 8    /* lsn: where a mapping faulted under a copy */
+    SLOW_FAULT = 8,   /* lsn: where a mapping faulted under a copy */
+    SLOW_SYNC_BELL = 9 /* the flusher's sync loop sleeps and a durable wait begins */
 };
+
+/* A durable wait stays in the core for one slice; after it Python looks at the lease,
+ * the deadline and the signals.  The spin is about one sync of a fast disk. */
+#define DURABLE_SLICE_NS 50000000u
+#define DURABLE_SPIN_NS 100000u
 
 static PyObject *name_slow, *name_tag, *name_durable, *name_timeout, *name_atomic;
 
@@ -775,13 +781,34 @@ static int begin(WriterObject *self, ticketed_t *t, options_t *o) {
     }
 }
 
+/* Wait until the record at lsn is durable.  The common case, a flusher that is awake and
+ * a sync that works, needs no Python at all. */
+static int wait_durable(WriterObject *self, uint64_t lsn, options_t *o) {
+    uint8_t *control = self->w.control;
+    if (!o->timeout)
+        for (int ring = 1; ring >= 0; ring--) {
+            enum wait_end end;
+            Py_BEGIN_ALLOW_THREADS
+            end = word_wait(control, CB_DURABLE_LSN, CB_WANTED_DURABLE, CB_SYNC_SLEEP, lsn + 1, ring,
+                            DURABLE_SPIN_NS, DURABLE_SLICE_NS);
+            Py_END_ALLOW_THREADS
+            if (end == WAIT_REACHED) {
+                atomic_fetch_add_explicit(word_at(self->w.claims - PT_CLAIMS, PT_WAITS), 1, memory_order_relaxed);
+                return 0;
+            }
+            if (end != WAIT_RING)
+                break;
+            if (slow(self, SLOW_SYNC_BELL, lsn, o) != 0)
+                return -1;
+        }
+    return slow(self, SLOW_DURABLE, lsn, o);
+}
+
 /* After DONE: ring if the flusher sleeps, wait if the caller asked for it. */
 static int finish(WriterObject *self, uint64_t last_lsn, options_t *o) {
     if (flusher_sleeps(&self->w) && slow(self, SLOW_BELL, last_lsn, o) != 0)
         return -1;
-    if (o->durable && slow(self, SLOW_DURABLE, last_lsn, o) != 0)
-        return -1;
-    return 0;
+    return o->durable ? wait_durable(self, last_lsn, o) : 0;
 }
 
 /* Append one plan, through as many refusals as it takes.  0, or -1 with an
@@ -1572,7 +1599,7 @@ PyMODINIT_FUNC PyInit__native(void) {
 #endif
 #define REASON(name) PyModule_AddIntConstant(module, #name, name)
     if (REASON(SLOW_ROOM) || REASON(SLOW_MAP) || REASON(SLOW_STALE) || REASON(SLOW_CLAIMS) || REASON(SLOW_BELL) ||
-        REASON(SLOW_DURABLE) || REASON(SLOW_LARGE) || REASON(SLOW_FAULT) || REASON(WAIT_REACHED) ||
+        REASON(SLOW_DURABLE) || REASON(SLOW_LARGE) || REASON(SLOW_FAULT) || REASON(SLOW_SYNC_BELL) || REASON(WAIT_REACHED) ||
         REASON(WAIT_TIMEOUT) || REASON(WAIT_RING) || REASON(WAIT_FAILED)) {
         Py_DECREF(module);
         return NULL;
