@@ -50,6 +50,8 @@ PACE_S = 0.001
 """Between two commits while writers are busy and nobody waits: they get the cores."""
 STUCK_S = 0.05
 """The longest time between two looks at a range that a live writer is still copying."""
+SPIN_NS = 50_000
+"""After a commit that somebody waited for: how long to watch for the next record."""
 IDLE_AFTER_S = 0.01
 IDLE_S = 0.25
 RETIRE_EVERY_S = 0.1
@@ -189,6 +191,8 @@ class Flusher:
                 if not self._linger and not self._participants.anybody():
                     return
             waited_for = native.load(CB_WANTED_COMMITTED) > committed or native.load(CB_WANTED_LIMIT) > limit
+            if progressed and waited_for and native.watch(committed, SPIN_NS):
+                continue  # who is read as it writes is likely to go on
             if committed < reserved and not progressed:
                 if self._repair(committed):
                     continue

@@ -134,10 +134,14 @@ class Syncer:
         durable = self._control.durable_lsn
         if target <= durable:
             return
-        self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn)
-        fds = tuple(
-            self._live.get(first).sync_fd for first, _ in self._geometry.segment_ranges(durable, target)
-        )
+        old, geometry = self.mark, self._geometry
+        trimmed = self._control.trimmed_lsn
+        self.mark = segment.Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
+        if target <= geometry.segment_end(durable):
+            fds: tuple[int, ...] = (self._live.get(durable).sync_fd,)
+        else:
+            ranges = geometry.segment_ranges(durable, target)
+            fds = tuple(self._live.get(first).sync_fd for first, _ in ranges)
         error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
         if error == errno.ECANCELED:  # the preparing side saw an error, perhaps of the same pages
             return

@@ -450,6 +450,25 @@ static PyObject *Control_spin(ControlObject *self, PyObject *args) {
     return PyBool_FromLong(reached);
 }
 
+static PyObject *Control_watch(ControlObject *self, PyObject *args) {
+    unsigned long long lsn, ns;
+    if (!PyArg_ParseTuple(args, "KK", &lsn, &ns))
+        return NULL;
+    int set = 0;
+    Py_BEGIN_ALLOW_THREADS
+    uint64_t until = monotonic_ns() + ns, granule = lsn >> GRANULE_SHIFT;
+    do {
+        for (int i = 0; i < 32 && !set; i++) {
+            set = bitmap_scan(&self->bitmap, granule, granule + 1, 1) == granule;
+            cpu_relax();
+        }
+        if (!set)
+            sched_yield();
+    } while (!set && monotonic_ns() < until);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(set);
+}
+
 static PyObject *Control_wait(ControlObject *self, PyObject *args) {
     unsigned long long watermark, wanted, sleep_word, target, spin_ns, slice_ns;
     int ring;
@@ -516,6 +535,8 @@ static PyMethodDef Control_methods[] = {
     {"scan", (PyCFunction)Control_scan, METH_VARARGS,
      "scan(begin_lsn, end_lsn, set)\n--\n\nThe first LSN whose bit is clear (set=False) or set (True), or end_lsn."},
     {"publish", (PyCFunction)Control_publish, METH_VARARGS, "publish(begin_lsn, end_lsn)\n--\n\nSet the bits, downward."},
+    {"watch", (PyCFunction)Control_watch, METH_VARARGS,
+     "watch(lsn, ns)\n--\n\nWatch a granule's bit until it is set or ns have passed; whether it is."},
     {"wait", (PyCFunction)Control_wait, METH_VARARGS,
      "wait(watermark, wanted, sleep_word, target, ring, spin_ns, slice_ns)\n--\n\n"
      "One slice of waiting for a word to reach target: WAIT_*."},
