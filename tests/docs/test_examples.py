@@ -1,0 +1,43 @@
+"""The pages' examples run as written.
+
+The ```python blocks of a page, joined, are one script, and the ```text blocks, joined,
+are what it prints.  ```pycon and ```console blocks are not run.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = ["README.md", "docs/tutorial.md", *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/how-to/*.md"))]
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs_as_written(page: str, tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(blocks(page, "python")))
+    assert script.stat().st_size, "the page has an example"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", script.name], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "".join(blocks(page, "text"))
+    assert not run.stderr
+
+
+@pytest.mark.parametrize(
+    "page", [str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]]
+)
+def test_links_lead_to_files(page: str) -> None:
+    for target in LINK.findall((ROOT / page).read_text()):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target
