@@ -14,7 +14,6 @@ import time
 
 import posix_ipc
 
-
 SEMAPHORE_VALUE = posix_ipc.SEMAPHORE_VALUE_SUPPORTED
 
 

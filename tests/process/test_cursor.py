@@ -1,0 +1,111 @@
+"""Cursors: at least once, whatever happens in between."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+import shmlog
+
+
+def _numbers(cursor: shmlog.Cursor) -> list[int]:
+    return [int(bytes(record.data)) for batch in cursor.batches() for record in batch]
+
+
+def _append(log: shmlog.Log, begin: int, end: int) -> None:
+    log.append_many([b"%d" % number for number in range(begin, end)])
+    log.wait_committed()
+
+
+def test_a_cursor_goes_on_where_it_was_committed(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        _append(log, 0, 10)
+        with log.cursor("etl") as cursor:
+            assert _numbers(cursor) == list(range(10))
+            cursor.commit()
+        _append(log, 10, 15)
+    with shmlog.open(log_path) as log, log.cursor("etl") as cursor:
+        assert _numbers(cursor) == list(range(10, 15))
+
+
+def test_what_was_not_committed_comes_again(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        _append(log, 0, 10)
+        with log.cursor("etl") as cursor:
+            assert _numbers(cursor) == list(range(10))
+        with log.cursor("etl") as cursor:
+            assert _numbers(cursor) == list(range(10))
+
+
+@pytest.mark.parametrize("offset", [0, 512])
+def test_one_spoilt_copy_costs_at_most_the_last_commit(log_path: Path, offset: int) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        _append(log, 0, 20)
+        places = [record.lsn for record in log.read()]
+        with log.cursor("etl") as cursor:
+            for place in (places[4], places[8]):
+                cursor.commit(place)
+        path = log_path / "cursors" / "etl"
+        data = bytearray(path.read_bytes())
+        data[offset + 20] ^= 1
+        path.write_bytes(data)
+        with log.cursor("etl") as cursor:
+            assert cursor.lsn in (places[4], places[8])
+            assert _numbers(cursor)[-1] == 19
+
+
+def test_a_cursor_with_no_valid_copy_is_a_format_error(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        log.cursor("etl").close()
+        (log_path / "cursors" / "etl").write_bytes(bytes(1024))
+        with pytest.raises(shmlog.FormatError, match="no valid copy"):
+            log.cursor("etl")
+
+
+def test_a_cursor_is_open_once_only(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log, log.cursor("etl"):
+        with pytest.raises(shmlog.AttachError, match="open elsewhere"):
+            log.cursor("etl")
+        log.cursor("other").close()
+
+
+def _hold(path: str, ready: multiprocessing.synchronize.Event) -> None:
+    log = shmlog.open(path)
+    cursor = log.cursor("etl")
+    list(cursor.batches())
+    cursor.commit()
+    ready.set()
+    multiprocessing.Event().wait(60)
+
+
+def test_a_killed_holder_frees_its_cursor_and_keeps_its_place(log_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    with shmlog.open(log_path, create=True) as log:
+        _append(log, 0, 5)
+        ready = context.Event()
+        holder = context.Process(target=_hold, args=(str(log_path), ready))
+        holder.start()
+        assert ready.wait(20)
+        holder.kill()
+        holder.join()
+        _append(log, 5, 7)
+        with log.cursor("etl") as cursor:
+            assert _numbers(cursor) == [5, 6]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 65, "a b"])
+def test_a_name_that_could_leave_the_directory_is_refused(log_path: Path, name: str) -> None:
+    with shmlog.open(log_path, create=True) as log, pytest.raises(ValueError, match="cursor's name"):
+        log.cursor(name)
+    assert not (log_path / "cursors").exists()
+
+
+def test_a_place_beyond_the_end_is_refused(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log, log.cursor("etl") as cursor:
+        with pytest.raises(ValueError, match="not committed"):
+            cursor.commit(1 << 20)
+        cursor.close()
+        with pytest.raises(shmlog.ClosedError):
+            cursor.commit()
