@@ -86,7 +86,10 @@ class Log(Writer, Reading):
             return
         if self._joined.control.native.faulted:
             raise LogFailedError(14, self._joined.control.durable_lsn, "the control block was truncated")
-        self._renew()
+        with self._stale_lock:
+            if self._closed:  # meanwhile: the slot is another's, or soon will be
+                raise ClosedError(f"the log {self.path} has been closed")
+            self._renew()
 
     def _rejoin(self) -> None:
         """In a forked child: become a participant of its own."""
@@ -135,13 +138,16 @@ class Log(Writer, Reading):
             if self._closed:
                 return
             deadline = deadline_after(self._timeout)
+            with self._stale_lock:
+                self._closed = True  # first: whoever finds the handle sealed must not renew it
             self._waiting.close()
             try:
                 self.seal(deadline)
-            except TimeoutError:
+            except BaseException:
+                self._closed = False
+                self._waiting.reopen()
                 self._renew()
                 raise
-            self._closed = True
             joined = self._joined
             self._reader.close()
             joined.detach()

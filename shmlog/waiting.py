@@ -117,3 +117,7 @@ class Waiting:
     def close(self) -> None:
         """Make every present and later wait raise ClosedError."""
         self._closed = True
+
+    def reopen(self) -> None:
+        """Take close() back: the handle could not be closed."""
+        self._closed = False
