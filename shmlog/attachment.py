@@ -73,16 +73,24 @@ def take_setup(lock: LockFile, deadline: float) -> None:
 
 
 def attach(
-    directory: Directory, mode: int, role: int, deadline: float, lock: LockFile | None = None
+    directory: Directory,
+    mode: int,
+    role: int,
+    deadline: float,
+    lock: LockFile | None = None,
+    make: bool = True,
 ) -> Attachment:
-    """Join the log, as the table above.  A lock given stays the caller's on an error."""
+    """Join the log, as the table above.  A lock given stays the caller's on an error.
+
+    make=False: FileNotFoundError instead of a new block when there is none and nobody
+    lives."""
     boot = files.boot_id()
     own = lock is None
     lock = lock or LockFile(directory.lock_path, mode)
     try:
         take_setup(lock, deadline)
         try:
-            block, recovery = _join_or_make(directory, lock, boot, mode)
+            block, recovery = _join_or_make(directory, lock, boot, mode, make)
             participants = block.participants(lock)
             number = participants.take(role)
         finally:
@@ -95,7 +103,7 @@ def attach(
 
 
 def _join_or_make(
-    directory: Directory, lock: LockFile, boot: bytes, mode: int
+    directory: Directory, lock: LockFile, boot: bytes, mode: int, make: bool
 ) -> tuple[ControlBlock, Recovery | None]:
     identity = directory.identity
     try:
@@ -107,6 +115,8 @@ def _join_or_make(
                 f" /dev/shm/{control.block_name(identity.log_id)} is not here:"
                 " it was removed, or its users are in another container"
             ) from None
+        if not make:
+            raise
     except AttachError as error:
         if somebody_lives(lock) or "belongs to" in str(error):
             raise

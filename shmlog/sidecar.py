@@ -105,7 +105,12 @@ def _take_lease(lock: LockFile, patient: bool) -> bool:
 
 
 def _serve(where: Directory, lock: LockFile, mode: int, sync_interval: float, linger: bool) -> int:
-    joined = attach(where, mode, ROLE_FLUSHER, time.monotonic() + 30.0, lock)
+    try:
+        joined = attach(where, mode, ROLE_FLUSHER, time.monotonic() + 30.0, lock, make=linger)
+    except FileNotFoundError:
+        if linger:
+            raise
+        return 0  # whoever started this one has gone, and another flusher finished the log
     native = joined.control.native
     generation = native.add(CB_GENERATION, 1) + 1
     native.store(CB_FLUSHER_PID, os.getpid())
