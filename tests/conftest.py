@@ -34,7 +34,9 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--alone", action="store_true", help="nobody else on this machine uses shmlog: count every name in /dev/shm"
+        "--alone",
+        action="store_true",
+        help="nobody else on this machine uses shmlog: count every name in /dev/shm",
     )
 
 
@@ -100,7 +102,11 @@ def _flushers(root: Path) -> set[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             words = _command(int(entry.name)).split(" ")
-            if "shmlog" in words and "flush" in words and any(Path(word).is_relative_to(root) for word in words):
+            if (
+                "shmlog" in words
+                and "flush" in words
+                and any(Path(word).is_relative_to(root) for word in words)
+            ):
                 found.add(int(entry.name))
     return found
 

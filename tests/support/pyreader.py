@@ -1,0 +1,147 @@
+"""A second reader of the format, in plain Python, sharing no line with the package.
+
+Written from the format's description alone: struct, json, os and a CRC-32C.  What the
+package writes must read the same here, and every checksum is checked.
+
+    log = PyLog(path)
+    log.log_id, log.segment_bytes
+    log.segments()               first LSN -> SegmentHeader
+    log.newest_mark()            Mark
+    log.frames(begin, end)       every frame; BadFrame at the first that is not valid
+    log.records(begin, end)      DATA frames only
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+DATA, PAD, FILL = 1, 2, 3
+GOES_ON = 1
+HEADER_PAGE = 4096
+FRAME = struct.Struct("<IIQqIHBB")
+SEGMENT = struct.Struct("<8sII16sQQQqI")
+MARK = struct.Struct("<4sIQQQQ16sI")
+
+
+class BadFrame(Exception):
+    """Bytes that are no valid frame where one should be."""
+
+
+class SegmentHeader(NamedTuple):
+    first_lsn: int
+    segment_bytes: int
+    epoch: int
+    created_ns: int
+
+
+class Mark(NamedTuple):
+    epoch: int
+    durable_lsn: int
+    sequence: int
+    trimmed_lsn: int
+    clean: bool
+    boot_id: bytes
+
+
+class Frame(NamedTuple):
+    lsn: int
+    time_ns: int
+    tag: int
+    writer: int
+    kind: int
+    flags: int
+    payload: bytes
+
+
+class PyLog:
+    """One log's files."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        with open(os.path.join(self.path, "shmlog.json"), "rb") as file:
+            identity = json.load(file)
+        assert identity["format"] == "shmlog", identity
+        assert identity["version"] == 1, identity
+        self.log_id = bytes.fromhex(identity["log_id"].replace("-", ""))
+        self.segment_bytes: int = identity["segment_bytes"]
+        self.seed = crc32c(self.log_id)
+
+    def _segment_path(self, first: int) -> str:
+        return os.path.join(self.path, "segments", f"{first:020d}.seg")
+
+    def segments(self) -> dict[int, SegmentHeader]:
+        found = {}
+        for name in sorted(os.listdir(os.path.join(self.path, "segments"))):
+            if not name.endswith(".seg"):
+                continue
+            first = int(name[:-4])
+            page = self._read(first, 0, HEADER_PAGE)
+            magic, version, header_bytes, log_id, lsn, size, epoch, created, checksum = SEGMENT.unpack_from(
+                page
+            )
+            assert (magic, version, header_bytes) == (b"SHMLOGSG", 1, HEADER_PAGE), name
+            assert (log_id, lsn, size) == (self.log_id, first, self.segment_bytes), name
+            assert crc32c(page[: SEGMENT.size - 4]) == checksum, name
+            found[first] = SegmentHeader(lsn, size, epoch, created)
+        return found
+
+    def marks(self, first: int) -> list[Mark | None]:
+        """Both copies of a segment's mark; None for one that is not whole."""
+        page = self._read(first, 0, HEADER_PAGE)
+        found: list[Mark | None] = []
+        for at in (512, 1024):
+            magic, flags, sequence, durable, trimmed, epoch, boot, checksum = MARK.unpack_from(page, at)
+            whole = crc32c(page[at : at + MARK.size - 4], crc32c(self.log_id)) == checksum
+            valid = magic == b"MARK" and whole
+            found.append(Mark(epoch, durable, sequence, trimmed, bool(flags & 1), boot) if valid else None)
+        return found
+
+    def newest_mark(self) -> Mark:
+        return max(mark for first in self.segments() for mark in self.marks(first) if mark)
+
+    def frames(self, begin: int, end: int) -> Iterator[Frame]:
+        """Every frame of [begin, end); begin is a frame's LSN."""
+        lsn = begin
+        while lsn < end:
+            first = lsn - lsn % self.segment_bytes
+            bound = min(end, first + self.segment_bytes)
+            image = self._read(first, HEADER_PAGE + lsn - first, bound - lsn)
+            base = lsn
+            while lsn < bound:
+                frame, size = self._frame(image, lsn - base, lsn)
+                yield frame
+                lsn += size
+
+    def records(self, begin: int, end: int) -> Iterator[Frame]:
+        return (frame for frame in self.frames(begin, end) if frame.kind == DATA)
+
+    def _frame(self, image: bytes, at: int, lsn: int) -> tuple[Frame, int]:
+        if len(image) - at < FRAME.size:
+            raise BadFrame(f"no room for a header at {lsn}")
+        size, checksum, own, time_ns, tag, writer, kind, flags = FRAME.unpack_from(image, at)
+        stored = (FRAME.size + size + 31) // 32 * 32
+        if kind not in (DATA, PAD, FILL) or flags & ~GOES_ON or own != lsn or at + stored > len(image):
+            raise BadFrame(f"at {lsn}: kind {kind}, flags {flags}, own LSN {own}, {size} bytes")
+        body = image[at + FRAME.size : at + FRAME.size + size] if kind == DATA else b""
+        seed = crc32c(body, self.seed)
+        header = image[at : at + 4] + image[at + 8 : at + FRAME.size]
+        if crc32c(header, seed) != checksum:
+            raise BadFrame(f"at {lsn}: the checksum does not match")
+        if kind == DATA and any(image[at + FRAME.size + size : at + stored]):
+            raise BadFrame(f"at {lsn}: the padding is not zero")
+        return Frame(lsn, time_ns, tag, writer, kind, flags, body), stored
+
+    def _read(self, first: int, offset: int, size: int) -> bytes:
+        fd = os.open(self._segment_path(first), os.O_RDONLY)
+        try:
+            data = os.pread(fd, size, offset)
+        finally:
+            os.close(fd)
+        assert len(data) == size, f"{self._segment_path(first)} ends early"
+        return data
