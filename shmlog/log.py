@@ -72,6 +72,8 @@ class Log(Writer, Reading):
         try:
             self._ensure_flusher()
         except BaseException:
+            self._seal()
+            self._generation = 0  # not joined: the next use tries again
             joined.detach()
             joined.lock.close()
             raise
