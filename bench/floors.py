@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def _semaphores() -> Iterator[tuple[str, str]]:
             posix_ipc.unlink_semaphore(name)
 
 
-def _posix_ipc():  # type: ignore[no-untyped-def]
+def _posix_ipc() -> Any:
     try:
         import posix_ipc
     except ImportError:
@@ -131,7 +132,7 @@ def crc32c_bytes_per_s(seconds: float) -> float:
         import crc32c
     except ImportError:
         raise Skipped("crc32c is not installed") from None
-    buffer = np.random.default_rng(1).integers(0, 256, CRC_BYTES, dtype=np.uint8)
+    buffer = np.random.default_rng(1).bytes(CRC_BYTES)
     count = 0
     begin_s = now_s = time.monotonic()
     while count == 0 or now_s - begin_s < seconds:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, cycle
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +144,18 @@ def _reading(way: Way, job: Job) -> Callable[[Path], Outcome]:
 
 
 def fill(directory: Path, job: Job) -> None:
-    """Append `job.records_max` records in arrays and close the log."""
+    """Append `job.records_max` records to a new log and close it."""
+    with create_log(directory, job.records_max * job.record_bytes) as log:
+        append_rows(log, job)
+
+
+def append_rows(log: Any, job: Job) -> None:
+    """Append `job.records_max` records in arrays."""
     rows = np.frombuffer(b"".join(pool(0, job.record_bytes)), np.uint8).reshape(-1, job.record_bytes)
     left = job.records_max
-    with create_log(directory, job.records_max * job.record_bytes) as log:
-        for lap in cycle((rows,)):
-            log.append_array(lap[:left])
-            left -= len(lap)
-            if left <= 0:
-                break
+    while left > 0:
+        log.append_array(rows[:left])
+        left -= len(rows)
 
 
 def _read(way: Way, directory: Path, record_bytes: int) -> tuple[int, int, float, Digest]:

@@ -6,9 +6,7 @@ every byte to check; the floor is CRC-32C over as many bytes in memory.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -20,9 +18,16 @@ from bench.contenders import contender, job_of, peers
 from bench.floors import crc32c_bytes_per_s
 from bench.harness import Contender, Goal, Heat, Options, Outcome, main
 from bench.peers import Job, Peer
-from bench.read import fill
+from bench.read import append_rows, fill
 from bench.records import Digest, digest_of, expected_digest
-from bench.subject import create_log, flusher_pid, flusher_seen_off, open_log, require_shmlog
+from bench.subject import (
+    create_log,
+    flusher_seen_off,
+    kill_flusher,
+    open_log,
+    require_shmlog,
+    shared_memory_of,
+)
 from bench.workers import CONTEXT, WorkerError, in_child
 
 RECORD_BYTES = 1024
@@ -30,7 +35,6 @@ SIZES_MB = (16, 64, 256, 1024)
 NEVER_S = 86400.0
 COLUMNS = ("seconds", "mb_per_s")
 BASELINE = "CRC-32C over memory"
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def heats(options: Options) -> Iterator[Heat]:
@@ -144,23 +148,21 @@ def _kill(log: Path, job: Job) -> None:
         child.kill()
         child.join()
         raise WorkerError("the writer did not get to its end")
+    kill_flusher(log)
 
 
 def _fill_and_die(log: Path, job: Job) -> None:
     opened = create_log(log, job.records_max * RECORD_BYTES, sync_interval=NEVER_S)
-    fill(log, job)
+    append_rows(opened, job)
     opened.wait_committed()
     # The flusher first: left alone for a moment it would settle the log.
-    while (pid := flusher_pid(log)) is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_flusher(log)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _kill_and_lose_block(log: Path, job: Job) -> None:
     _kill(log, job)
-    log_id = json.loads((log / "shmlog.json").read_text())["log_id"].replace("-", "")
-    for path in SHARED_MEMORY.glob(f"*shmlog-{log_id[:16]}*"):
+    for path in shared_memory_of(log):
         path.unlink()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from bench.workers import Skipped, WorkerError, held_in_child
 FLUSHER_START_S = 5.0
 FLUSHER_EXIT_S = 20.0
 SMALL_BYTES = 1 << 22
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def open_log(directory: Path, **options: Any) -> Any:
@@ -60,14 +63,43 @@ def flusher_pid(directory: Path) -> int | None:
     return None
 
 
+def kill_flusher(directory: Path) -> None:
+    """Kill the log's flusher, and any that is just being started, and see them gone."""
+    while (pid := flusher_pid(directory)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        # Its command line goes first, its locks last.
+        while _is_running(pid):
+            time.sleep(0.0005)
+
+
+def _is_running(pid: int) -> bool:
+    """False once the last thread has gone, even if nobody has reaped the process yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return False
+    return state not in "ZX" or threads > 1
+
+
+def shared_memory_of(directory: Path) -> list[Path]:
+    """What the log in `directory` has in shared memory: its control block and semaphores."""
+    identity = json.loads((directory / "shmlog.json").read_text())
+    return list(SHARED_MEMORY.glob(f"*shmlog-{identity['log_id'].replace('-', '')[:16]}*"))
+
+
 def await_flusher_exit(directory: Path) -> None:
     """Wait until the flusher has gone, so that it neither outlives nor disturbs the next contender."""
     deadline_s = time.monotonic() + FLUSHER_EXIT_S
-    while (pid := flusher_pid(directory)) is not None:
+    while flusher_pid(directory) is not None:
         if time.monotonic() >= deadline_s:
-            os.kill(pid, signal.SIGKILL)
+            kill_flusher(directory)
             raise WorkerError(f"the flusher did not leave within {FLUSHER_EXIT_S:g} s")
         time.sleep(0.01)
+    for path in shared_memory_of(directory):
+        print(f"shmlog left {path} behind", file=sys.stderr)
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

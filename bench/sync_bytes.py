@@ -95,7 +95,7 @@ def _sync_repeatedly(
     prepare(fd, file_bytes)
     os.fsync(fd)
     data = payload(0, 0, RECORD_BYTES)
-    samples = []
+    samples: list[int] = []
     with mmap.mmap(fd, file_bytes) as mapped:
         written, dirtied = _device_bytes(fd), _dirtied_bytes()
         begin_ns = now_ns = time.monotonic_ns()

@@ -48,7 +48,7 @@ def run_workers(targets: Sequence[Target], time_limit_s: float) -> list[Any]:
     try:
         for target, arguments in targets:
             ours, theirs = CONTEXT.Pipe(duplex=False)
-            child = CONTEXT.Process(target=_main, args=(theirs, barrier, target, arguments))
+            child: BaseProcess = CONTEXT.Process(target=_main, args=(theirs, barrier, target, arguments))
             child.start()
             theirs.close()
             children.append(child)
@@ -113,15 +113,15 @@ def _without_barrier(_barrier: Barrier, function: Callable[..., Any], *arguments
 
 def _collect(pipes: list[multiprocessing.connection.Connection], deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
-    waiting = {pipe.fileno(): index for index, pipe in enumerate(pipes)}
-    while waiting:
+    while len(results) < len(pipes):
+        waiting = [pipe for index, pipe in enumerate(pipes) if index not in results]
         left = deadline - time.monotonic()
-        ready = multiprocessing.connection.wait(list(waiting), timeout=max(left, 0.0))
+        ready = multiprocessing.connection.wait(waiting, timeout=max(left, 0.0))
         if not ready:
             raise WorkerError("ran out of time")
-        for fd in ready:
-            index = waiting.pop(fd)  # type: ignore[call-overload]
-            results[index] = _receive(pipes[index])
+        for index, pipe in enumerate(pipes):
+            if pipe in ready:
+                results[index] = _receive(pipe)
     return [results[index] for index in range(len(pipes))]
 
 

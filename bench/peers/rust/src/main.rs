@@ -94,20 +94,27 @@ fn append(job: &Job) -> Result<String, Failure> {
     let durable = job.job == "durable";
     let store = stores::open(job, durable)?;
     let barrier = Barrier::new(job.threads);
-    let spans: Result<Vec<Span>, Failure> = thread::scope(|scope| {
+    let spans: Vec<Span> = thread::scope(|scope| {
         let workers: Vec<_> = (0..job.threads)
             .map(|writer| {
                 let (store, barrier) = (&*store, &barrier);
-                scope.spawn(move || match job.job.as_str() {
-                    "append" => feed(job, writer, barrier, |data| store.append(data[0])),
-                    "batch" => feed(job, writer, barrier, |data| store.append_batch(data)),
-                    _ => feed(job, writer, barrier, |data| store.append_durable(data[0])),
+                scope.spawn(move || {
+                    let span = match job.job.as_str() {
+                        "append" => feed(job, writer, barrier, |data| store.append(data[0])),
+                        "batch" => feed(job, writer, barrier, |data| store.append_batch(data)),
+                        _ => feed(job, writer, barrier, |data| store.append_durable(data[0])),
+                    };
+                    // At once: the others may be waiting for this one at the barrier.
+                    span.unwrap_or_else(|error| {
+                        eprintln!("{error}");
+                        std::process::exit(1)
+                    })
                 })
             })
             .collect();
         workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).collect()
     });
-    Ok(report(&spans?))
+    Ok(report(&spans))
 }
 
 /// Feed `append` until the job is over, `job.batch` records a call.

@@ -148,7 +148,13 @@ impl Store for Walrus {
     }
 
     fn append_batch(&self, batch: &[&[u8]]) -> Result<(), Failure> {
-        Ok(self.batch_append_for_topic(TOPIC, batch)?)
+        loop {
+            match self.batch_append_for_topic(TOPIC, batch) {
+                // Another thread's batch is under way; it leaves waiting to the caller.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                done => return Ok(done?),
+            }
+        }
     }
 
     fn append_durable(&self, data: &[u8]) -> Result<(), Failure> {
