@@ -36,16 +36,17 @@ def main(arguments: list[str]) -> int:
     """Run the workloads named in `arguments` (all without any); 0 unless an answer was wrong."""
     named = [each for each in arguments if each in WORKLOADS]
     options = parse("all", [each for each in arguments if each not in WORKLOADS])
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = options.json_path or RESULTS / f"{stamp}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     results = []
     for name in named or WORKLOADS:
         print(f"\n# {name}", flush=True)
         workload = importlib.import_module(f"bench.{name}")
         results.append(run(name, workload.heats(options), options))
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    path = options.json_path or RESULTS / f"{stamp}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    write_report(results, path.with_suffix(".md"))
+        # After each, so that a long run that is ended keeps what it has.
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        write_report(results, path.with_suffix(".md"))
     print(f"\nwrote {path} and {path.with_suffix('.md').name}")
     wrong = [each for result in results for each in result["wrong_answers"]]
     if wrong:
