@@ -209,7 +209,7 @@ def describe_machine(directory: Path) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "kernel": platform.release(),
-        "filesystem": _output_of("stat", "-f", "-c", "%T", str(directory)),
+        "filesystem": _output_of("df", "--output=fstype", str(directory)).rpartition("\n")[2],
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0],
     }
