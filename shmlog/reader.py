@@ -144,10 +144,13 @@ class RecordBatch:
 
 
 class Reader:
-    """Reads what lies between two bounds; knows nothing of how they move."""
+    """Reads what lies between two bounds; knows nothing of how they move.
 
-    def __init__(self, directory: Directory) -> None:
+    holes: ranges of a dead log that recovery would fill; they hold no record."""
+
+    def __init__(self, directory: Directory, holes: tuple[tuple[int, int], ...] = ()) -> None:
         self._directory = directory
+        self._holes = holes
         self._geometry = directory.identity.geometry
         self._seed = directory.identity.seed
         self._cache = MappingCache(directory)
@@ -163,6 +166,13 @@ class Reader:
         """Yield the batches of [start, stop).  Both bounds are frame boundaries below
         committed_lsn; ValueError if no record begins at start."""
         begin = start
+        for low, high in (*self._holes, (stop, stop)):
+            yield from self._between(begin, min(low, stop), start, tag, verify, records)
+            begin = max(begin, high)
+
+    def _between(
+        self, begin: int, stop: int, start: int, tag: int | None, verify: bool, records: int
+    ) -> Iterator[RecordBatch]:
         while begin < stop:
             first = self._geometry.segment_begin(begin)
             bound = min(stop, first + self._geometry.segment_bytes)

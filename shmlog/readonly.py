@@ -38,6 +38,7 @@ class ReadonlyLog(Reading):
         self.recovery: Recovery | None = None
         if self._block is None:
             self.recovery = recovery_module.inspect(where, files.boot_id())
+            self._reader = Reader(where, self.recovery.holes)
 
     def _bounds(self) -> tuple[int, int]:
         if self._closed:
@@ -127,9 +128,11 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     try:
         with ReadonlyLog(where) as log:
             begin, end = log._bounds()
-            state = "live" if log.recovery is None else log.recovery.case.value
+            found = log.recovery
     except CorruptionError as error:
         return VerifyReport(
             where.path, False, 0, 0, 0, 0, error.lsn, f"{error.path}: {error.reason}", "corrupt"
         )
-    return verification.check_frames(where, begin, end, state, progress)
+    if found is None:
+        return verification.check_frames(where, begin, end, "live", progress)
+    return verification.check_frames(where, begin, end, found.case.value, progress, found.holes)

@@ -40,12 +40,18 @@ def check_frames(
     end_lsn: int,
     state: str,
     progress: Callable[[int, int], None] | None = None,
+    holes: tuple[tuple[int, int], ...] = (),
 ) -> VerifyReport:
-    """Check [begin_lsn, end_lsn), both of them frame boundaries; stops at the first
-    problem.  progress(done_bytes, all_bytes) is called after each segment."""
+    """Check [begin_lsn, end_lsn), both of them frame boundaries, but for the holes that
+    recovery would fill; stops at the first problem.  progress(done_bytes, all_bytes) is
+    called after each segment."""
     records = 0
+    ranges, at = [], begin_lsn
+    for low, high in (*holes, (end_lsn, end_lsn)):
+        ranges += directory.identity.geometry.segment_ranges(at, low)
+        at = high
     with Scanner(directory) as scanner:
-        for begin, end in directory.identity.geometry.segment_ranges(begin_lsn, end_lsn):
+        for begin, end in ranges:
             walk = scanner.walk(begin, end)
             records += walk.records
             if walk.problem:
