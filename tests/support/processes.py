@@ -221,9 +221,7 @@ def collect(log: Reading) -> dict[int, list[int]]:
     return found
 
 
-def check_records(
-    log: Reading, returned: Mapping[int, Sequence[int]], killed: Collection[int] = ()
-) -> None:
+def check_records(log: Reading, returned: Mapping[int, Sequence[int]], killed: Collection[int] = ()) -> None:
     """Every returned append is there once, whole, in order, and nothing else is, but at
     most one record (published, not returned yet) of each writer in `killed`."""
     if isinstance(log, shmlog.Log):
@@ -295,6 +293,33 @@ def kill_flusher(log: shmlog.Log) -> int:
     os.kill(pid, signal.SIGKILL)
     until(lambda: not is_alive(pid), "the flusher is dead")
     return pid
+
+
+def flusher_pids(path: Path | str) -> list[int]:
+    """Every flusher process of the log, those that wait for the lease included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if b"shmlog" in words and b"flush" in words and os.fsencode(path) in words:
+                found.append(int(entry.name))
+    return found
+
+
+def kill_everybody(path: Path | str, children: Sequence[Child]) -> None:
+    """kill -9 the writers and whatever is or wants to be the flusher."""
+    for child in children:
+        child.stop()  # first, or one of them would start the next flusher
+    pids = flusher_pids(path)
+    while pids:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: not any(is_alive(pid) for pid in pids))  # noqa: B023
+        pids = flusher_pids(path)
+    for child in children:
+        child.kill()
+    until(lambda: nobody_lives(path), "nobody is left")
 
 
 @contextlib.contextmanager

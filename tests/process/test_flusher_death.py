@@ -1,0 +1,241 @@
+"""The flusher killed, stopped and raced for: it costs no record, no mark goes back, and
+there is never a second one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.processes import (
+    SEGMENT_BYTES,
+    Child,
+    append_some,
+    assert_healthy,
+    block_path,
+    check_records,
+    flusher_of,
+    flusher_pid,
+    is_alive,
+    kill_flusher,
+    nobody_lives,
+    payload,
+    read_side,
+    stopped,
+    until,
+    write_until_killed,
+)
+
+import shmlog
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def _marks(log: shmlog.Log) -> tuple[int, int]:
+    return log.durable_lsn, log.committed_lsn
+
+
+def test_a_durable_wait_completes_though_the_flusher_was_killed(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        mine: list[int] = []
+        pids = set()
+        for n in range(4):
+            mine += append_some(log, 0, 20, first=len(mine), seed=n)
+            log.wait_durable(timeout=30)
+            before = _marks(log)
+            pids.add(kill_flusher(log))
+            mine.append(log.append(payload(0, len(mine), 50), 0, durable=True, timeout=30))
+            durable, committed = _marks(log)
+            assert durable > before[0] and committed > before[1]
+            assert log.statistics().flushers == n + 2
+        assert len(pids) == 4
+        check_records(log, {0: mine})
+        assert_healthy(log)
+
+
+def test_the_flusher_killed_under_load_loses_and_doubles_no_record(log_path: Path, tmp_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=256 << 10) as log:
+        sides = {n: tmp_path / f"side-{n}" for n in (1, 2)}
+        with contextlib.ExitStack() as stack:
+            for n, side in sides.items():
+                stack.enter_context(Child(write_until_killed, log_path, n, side)).hear()
+            marks = _marks(log)
+            for _ in range(6):
+                kill_flusher(log)
+                goal = log.committed_lsn + (1 << 20)
+                until(lambda: log.committed_lsn > goal, "the log goes on")  # noqa: B023
+                now = _marks(log)
+                assert now[0] >= marks[0] and now[1] >= marks[1], "a mark went back"
+                marks = now
+        log.wait_durable(timeout=30)
+        check_records(log, {n: read_side(side) for n, side in sides.items()}, killed=sides)
+        assert log.statistics().flushers >= 7
+        assert_healthy(log)
+
+
+def test_a_waiter_asleep_when_the_flusher_dies_starts_the_next_one(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        log.append(b"x", durable=True)
+        with stopped(flusher_pid(log)):
+            lsn = log.append(b"y")
+            done: list[bool] = []
+            waiter = threading.Thread(target=lambda: (log.wait_durable(lsn, 30), done.append(True)))
+            waits = log.statistics().waits
+            waiter.start()
+            until(lambda: log.statistics().waits > waits, "the waiter waits")
+            kill_flusher(log)
+        waiter.join()
+        assert done == [True]
+        assert log.durable_lsn > lsn
+
+
+def test_a_stopped_flusher_is_waited_for_and_never_replaced(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=64 << 10) as log:
+        first = log.append(payload(0, 0, 100), durable=True)
+        pid = flusher_pid(log)
+        mine = [first]
+        with stopped(pid):
+            mine += append_some(log, 0, 10, first=1)
+            with pytest.raises(TimeoutError, match="not durable after"):
+                log.wait_durable(timeout=0.7)  # long enough to have started another
+            with pytest.raises(TimeoutError, match="not known to be durable"):
+                mine.append(log.append(payload(0, 11, 100), durable=True, timeout=0.05))
+            with pytest.raises(shmlog.LogFullError):
+                while True:
+                    log.append(payload(9, log.reserved_lsn, 1000), timeout=0.05)
+            assert flusher_pid(log) == pid and log.statistics().flushers == 1
+            assert log.durable_lsn <= mine[1]
+            tail = log.reserved_lsn
+        log.wait_durable(timeout=30)
+        assert log.durable_lsn >= tail
+        assert log.statistics().flushers == 1
+        lsns = [record.lsn for record in log.read()]
+        assert lsns[:11] == mine and len(lsns) > 12, "also what was not known to be durable"
+        assert_healthy(log)
+
+
+def test_flushers_started_by_hand_at_once_leave_exactly_one(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, flusher="external") as log:
+        command = [sys.executable, "-m", "shmlog", "flush", str(log_path)]
+        processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+        try:
+            lsn = log.append(b"x", durable=True)
+            until(lambda: sum(process.poll() is None for process in processes) == 1, "three give up")
+            (winner,) = [process for process in processes if process.poll() is None]
+            for process in processes:
+                if process is not winner:
+                    assert process.returncode == 1
+                    assert process.stderr is not None
+                    assert b"has a flusher already" in process.stderr.read()
+            assert flusher_pid(log) == winner.pid
+            assert log.statistics().flushers == 1 and log.durable_lsn > lsn
+            winner.send_signal(signal.SIGTERM)
+            assert winner.wait(30) == 0
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+                assert process.stderr is not None
+                process.stderr.close()
+        with flusher_of(log_path):
+            log.append(b"the next one goes on", durable=True)
+            log.close()
+    shmlog.open(log_path).close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sidecar_told_to_end_settles_first(log_path: Path, number: signal.Signals) -> None:
+    with shmlog.open(log_path, create=True, flusher="external") as log:
+        with flusher_of(log_path, "--sync-interval", "1000") as process:
+            lsn = log.append(b"published, not yet durable")
+            log.wait_committed(lsn, 30)
+            process.send_signal(number)
+            assert process.wait(30) == 0
+        assert log.durable_lsn > lsn
+        after = log.append(b"nobody flushes")
+        with pytest.raises(TimeoutError):
+            log.wait_durable(after, 0.1)
+        assert log.statistics().flusher_pid is None
+        with flusher_of(log_path):
+            log.wait_durable(after, 30)
+    with shmlog.open(log_path) as log:
+        log.wait_committed()
+        assert [record.lsn for record in log.read()] == [lsn, after]
+
+
+def test_an_external_handle_never_starts_a_flusher(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, flusher="external") as log:
+        with pytest.raises(shmlog.LogFullError, match="is the flusher running"):
+            log.append(b"x", timeout=0.7)
+        assert log.statistics().flushers == 0
+    shmlog.open(log_path).close()
+
+
+def test_a_flusher_outlives_the_process_that_started_it(log_path: Path) -> None:
+    def start(wire: object) -> int:
+        log = shmlog.open(log_path, create=True)
+        log.append(b"x", durable=True)
+        return flusher_pid(log)  # and exit without closing
+
+    with Child(start) as child:
+        pid = child.hear()
+        with shmlog.open(log_path) as log:
+            child.kill()
+            assert flusher_pid(log) == pid
+            assert os.getsid(pid) != os.getsid(0), "a Ctrl-C at the terminal does not reach it"
+            assert_healthy(log)
+    until(lambda: not is_alive(pid), "it leaves with the last user")
+    assert nobody_lives(log_path) and not block_path(log_path).exists()
+
+
+def test_the_flusher_leaves_though_its_last_user_was_killed(log_path: Path) -> None:
+    def use(wire: object) -> tuple[int, int]:
+        log = shmlog.open(log_path, create=True)
+        return log.append(b"x"), flusher_pid(log)
+
+    with Child(use) as child:
+        lsn, pid = child.hear()
+    until(lambda: not is_alive(pid) and not block_path(log_path).exists(), "it takes the block down")
+    with shmlog.open_readonly(log_path) as dead:
+        assert dead.recovery is not None and dead.recovery.case.value == "clean"
+        assert dead.durable_lsn > lsn
+
+
+def test_a_handle_opened_while_the_flusher_is_leaving_gets_a_log_that_works(log_path: Path) -> None:
+    """Hand-over, many times: the last close and the next open meet."""
+    shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES).close()
+
+    def worker(wire: object, n: int) -> list[int]:
+        lsns = []
+        for _ in range(12):
+            with shmlog.open(log_path) as log:
+                lsns.append(log.append(payload(n, len(lsns), 100), n, durable=len(lsns) % 3 == 0))
+        return lsns
+
+    with Child(worker, 1) as one, Child(worker, 2) as two:
+        returned = {1: one.result(), 2: two.result()}
+    with shmlog.open(log_path) as log:
+        check_records(log, returned)
+        assert_healthy(log)
+
+
+def test_a_flusher_that_cannot_be_started_is_an_error_and_costs_nothing_appended(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        lsn = log.append(b"x", durable=True)
+        monkeypatch.setenv("SHMLOG_PYTHON", "/nonexistent/python")
+        kill_flusher(log)
+        after = log.append(b"y")
+        with pytest.raises((OSError, TimeoutError)):
+            log.wait_durable(after, 1.0)
+        monkeypatch.delenv("SHMLOG_PYTHON")
+        log.wait_durable(after, 30)
+        assert [record.lsn for record in log.read()] == [lsn, after]
+        assert_healthy(log)
