@@ -1,0 +1,180 @@
+"""Segment files: header and marks, whole, damaged and foreign."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shmlog import files, segment
+from shmlog.errors import FormatError
+from shmlog.geometry import Geometry
+from shmlog.layout import CHECKSUM, MARK, MARK_OFFSETS, SEGMENT_HEADER
+
+LOG_ID = bytes(range(16))
+GEOMETRY = Geometry(64 << 10, 64 << 10)
+HEADER = segment.Header(LOG_ID, 3 << 16, 64 << 10, 7, 1_700_000_000_000_000_000)
+MARK_ = segment.Mark(epoch=7, durable_lsn=4096, sequence=5, trimmed_lsn=64, clean=True, boot_id=bytes(16))
+U64 = st.integers(0, 2**64 - 1)
+HEADER_BYTES = SEGMENT_HEADER.size + CHECKSUM.size
+MARK_BYTES = MARK.size + CHECKSUM.size
+
+
+@given(st.binary(min_size=16, max_size=16), U64, U64, U64, st.integers(-(2**63), 2**63 - 1))
+def test_a_header_decodes_to_what_was_encoded(
+    log_id: bytes, first: int, size: int, epoch: int, created: int
+) -> None:
+    header = segment.Header(log_id, first, size, epoch, created)
+    assert segment.decode_header(header.encode(), "x.seg") == header
+
+
+@pytest.mark.parametrize("byte", range(HEADER_BYTES))
+def test_a_header_with_any_byte_changed_is_refused(byte: int) -> None:
+    data = bytearray(HEADER.encode())
+    data[byte] ^= 0x01
+    with pytest.raises(FormatError, match=r"x\.seg"):
+        segment.decode_header(bytes(data), "x.seg")
+
+
+def test_a_header_that_is_cut_short_is_refused() -> None:
+    with pytest.raises(FormatError, match="too short for a segment: 67 bytes"):
+        segment.decode_header(HEADER.encode()[:-1], "x.seg")
+
+
+def test_a_header_of_another_version_says_which() -> None:
+    body = bytearray(HEADER.encode()[: SEGMENT_HEADER.size])
+    struct.pack_into("<I", body, 8, 9)
+    with pytest.raises(FormatError, match="format version 9; this is version 1"):
+        segment.decode_header(bytes(body) + CHECKSUM.pack(crc32c(body)), "x.seg")
+
+
+@given(U64, U64, U64, U64, st.booleans(), st.binary(min_size=16, max_size=16))
+def test_a_mark_decodes_to_what_was_encoded(
+    epoch: int, durable: int, sequence: int, trimmed: int, clean: bool, boot: bytes
+) -> None:
+    mark = segment.Mark(epoch, durable, sequence, trimmed, clean, boot)
+    assert segment.decode_mark(mark.encode(LOG_ID), LOG_ID) == mark
+
+
+@pytest.mark.parametrize("byte", range(MARK_BYTES))
+def test_a_mark_with_any_byte_changed_does_not_count(byte: int) -> None:
+    data = bytearray(MARK_.encode(LOG_ID))
+    data[byte] ^= 0x80
+    assert segment.decode_mark(bytes(data), LOG_ID) is None
+
+
+def test_a_mark_of_another_log_does_not_count() -> None:
+    assert segment.decode_mark(MARK_.encode(LOG_ID), bytes(16)) is None
+
+
+def test_a_mark_that_is_cut_short_or_was_never_written_does_not_count() -> None:
+    assert segment.decode_mark(MARK_.encode(LOG_ID)[:-1], LOG_ID) is None
+    assert segment.decode_mark(bytes(4096), LOG_ID) is None
+
+
+def test_marks_are_ordered_by_epoch_then_durable_lsn_then_sequence() -> None:
+    assert replace(MARK_, epoch=8, durable_lsn=0, sequence=0) > MARK_
+    assert replace(MARK_, durable_lsn=8192, sequence=0) > MARK_
+    assert MARK_.next(clean=False) > MARK_
+
+
+def _page(*marks: segment.Mark) -> bytes:
+    page = bytearray(4096)
+    for mark in marks:
+        at = MARK_OFFSETS[mark.sequence % 2]
+        page[at : at + MARK_BYTES] = mark.encode(LOG_ID)
+    return bytes(page)
+
+
+def test_the_newer_of_two_marks_counts() -> None:
+    newer = MARK_.next(durable_lsn=8192)
+    assert segment.newest_mark(_page(MARK_, newer), LOG_ID) == newer
+
+
+def test_the_older_mark_counts_when_the_newer_is_torn() -> None:
+    newer = MARK_.next(durable_lsn=8192)
+    page = bytearray(_page(MARK_, newer))
+    page[MARK_OFFSETS[newer.sequence % 2] + 20] ^= 0xFF
+    assert segment.newest_mark(bytes(page), LOG_ID) == MARK_
+
+
+def test_no_mark_counts_when_both_are_torn() -> None:
+    assert segment.newest_mark(bytes(4096), LOG_ID) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("00000000000000065536.seg", 65536),
+        ("00000000000000065536.seg.tmp", None),
+        ("65536.seg", None),
+        ("0000000000000006553x.seg", None),
+        ("0000000000000006553².seg", None),
+        ("-0000000000000000001.seg", None),
+        ("00000000000000065536", None),
+    ],
+)
+def test_only_a_segments_own_name_is_taken_for_one(name: str, first: int | None) -> None:
+    assert segment.parse_name(name) == first
+
+
+def test_a_name_says_the_first_lsn() -> None:
+    assert segment.parse_name(segment.file_name(2**62)) == 2**62
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    os.close(segment.create(str(tmp_path / "x.seg"), HEADER, MARK_, GEOMETRY, 0o600))
+    return str(tmp_path / "x.seg")
+
+
+def _check(path: str, log_id: bytes = LOG_ID, first: int = HEADER.first_lsn) -> bytes:
+    with files.descriptor(files.open_file(path, writable=False)) as fd:
+        return segment.check(fd, path, log_id, first, GEOMETRY)
+
+
+def test_a_new_segment_is_whole_and_passes_its_own_check(path: str) -> None:
+    assert segment.newest_mark(_check(path), LOG_ID) == MARK_
+    assert os.stat(path).st_size == GEOMETRY.file_bytes
+    assert os.listdir(os.path.dirname(path)) == ["x.seg"]
+
+
+def test_a_temporary_file_left_by_a_dead_creator_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "y.seg.tmp").write_bytes(b"half")
+    os.close(segment.create(str(tmp_path / "y.seg"), HEADER, MARK_, GEOMETRY, 0o600))
+    assert os.listdir(tmp_path) == ["y.seg"]
+
+
+def test_a_segment_of_another_log_is_refused(path: str) -> None:
+    with pytest.raises(FormatError, match="belongs to another log"):
+        _check(path, log_id=bytes(16))
+
+
+def test_a_segment_under_another_name_is_refused(path: str) -> None:
+    with pytest.raises(FormatError, match="says it begins at LSN 196608"):
+        _check(path, first=0)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_segment_of_another_size_is_refused(path: str, by: int) -> None:
+    os.truncate(path, GEOMETRY.file_bytes + by)
+    with pytest.raises(FormatError, match=f"has {GEOMETRY.file_bytes + by} bytes"):
+        _check(path)
+
+
+def test_marks_are_written_in_turn_and_touch_nothing_else(path: str) -> None:
+    before = Path(path).read_bytes()
+    newer = MARK_.next(durable_lsn=8192)
+    with files.descriptor(files.open_file(path, writable=True)) as fd:
+        segment.write_mark(fd, newer, LOG_ID)
+    after = bytearray(Path(path).read_bytes())
+    assert segment.newest_mark(bytes(after[:4096]), LOG_ID) == newer
+    at = MARK_OFFSETS[newer.sequence % 2]
+    after[at : at + MARK_BYTES] = before[at : at + MARK_BYTES]
+    assert bytes(after) == before
