@@ -303,14 +303,17 @@ class Log(Writer, Reading):
 
     @property
     def segment_bytes(self) -> int:
+        """What each segment file holds, without its header; fixed when the log was made."""
         return self._directory.identity.geometry.segment_bytes
 
     @property
     def window_bytes(self) -> int:
+        """How much may be reserved and not yet committed; fixed when the log was made."""
         return self._directory.identity.geometry.window_bytes
 
     @property
     def closed(self) -> bool:
+        """Whether close() was called."""
         return self._closed
 
     def statistics(self) -> Statistics:

@@ -45,6 +45,7 @@ class Statistics:
     failed: str | None
 
     def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
         return asdict(self)
 
 

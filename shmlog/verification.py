@@ -31,6 +31,7 @@ class VerifyReport:
     """live, or the recovery case that a dead log is in"""
 
     def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
         return asdict(self)
 
 
