@@ -37,7 +37,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -53,14 +52,16 @@ from shmlog.demo_flights import (
     BEGIN,
     END,
     RECORD,
-    SHARE_AND_ATTEMPT,
     STOP,
     Share,
+    count_to_stop,
     cut,
+    disk_bytes,
     expected_table,
     find_source,
     read_back,
     read_share,
+    share_note,
     tag_of,
     unpack,
 )
@@ -92,13 +93,7 @@ def begin_worker(log: shmlog.Log, path: str, in_ambush: Event) -> None:
 def load_share(share: Share) -> float:
     """Append a share's flights; the seconds spent appending."""
     log = Worker.log
-    note = np.zeros((), RECORD)
-    note["share"], note["attempt"], note["pid"], note["row"] = (
-        share.number,
-        share.attempt,
-        os.getpid(),
-        share.rows,
-    )
+    note = share_note(share)
     log.append(note, BEGIN)
     records = read_share(Worker.path, share)
     appending_s = 0.0
@@ -138,30 +133,7 @@ def lie_in_wait(flight: np.void) -> None:
 def follow(log: shmlog.Log, counted: Any, to_parent: Connection) -> None:
     """In a process of its own: see every record as it is committed, up to STOP."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    flights: Counter[tuple[int, int]] = Counter()
-    ended: set[tuple[int, int]] = set()
-    last_lsn, in_order = -1, True
-    for record in log.tail(0, timeout=STALLED_S):
-        in_order &= record.lsn > last_lsn
-        last_lsn = record.lsn
-        if record.tag == STOP:
-            break
-        attempt = SHARE_AND_ATTEMPT.unpack_from(record.data)
-        if record.tag == END:
-            ended.add(attempt)
-        elif record.tag != BEGIN:
-            flights[attempt] += 1
-            counted.value += 1
-    finished = {share: min(n for s, n in ended if s == share) for share, _ in ended}
-    to_parent.send(
-        {
-            "flights": sum(flights[attempt] for attempt in finished.items()),
-            "interrupted": sum(
-                count for attempt, count in flights.items() if attempt not in finished.items()
-            ),
-            "in_order": in_order,
-        }
-    )
+    to_parent.send(count_to_stop(log.tail(0, timeout=STALLED_S), counted))
     to_parent.close()
 
 
@@ -296,14 +268,6 @@ def load(
 
 
 # --------------------------------------------------------------------- the whole
-
-
-def disk_bytes(path: str) -> int:
-    return sum(
-        os.stat(os.path.join(place, name)).st_blocks * 512
-        for place, _, names in os.walk(path)
-        for name in names
-    )
 
 
 def run(path: str, scratch: str, rows_max: int | None, workers: int, quiet: bool) -> dict[str, Any]:

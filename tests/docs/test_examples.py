@@ -12,7 +12,11 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ["README.md", "docs/tutorial.md", *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/how-to/*.md"))]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/how-to/*.md")),
+]
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -27,7 +31,11 @@ def test_page_runs_as_written(page: str, tmp_path: pathlib.Path) -> None:
     script.write_text("\n".join(blocks(page, "python")))
     assert script.stat().st_size, "the page has an example"
     run = subprocess.run(
-        [sys.executable, "-W", "error", script.name], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        [sys.executable, "-W", "error", script.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "".join(blocks(page, "text"))
