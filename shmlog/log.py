@@ -154,7 +154,7 @@ class Log(Writer, Reading):
             self._reader.close()
             joined.detach()
             try:
-                if not joined.participants.any_handle():
+                if self._flusher_mode == "auto" and not joined.participants.any_handle():
                     self._await_departure(joined, deadline)
             finally:
                 joined.lock.close()
@@ -166,8 +166,6 @@ class Log(Writer, Reading):
         pause_s = 0.0005
         while control.exists(log_id) and time.monotonic() < deadline and not joined.participants.any_handle():
             if not joined.flusher_runs() and not joined.lock.locked(SETUP_BYTE):
-                if self._flusher_mode != "auto":
-                    return
                 self._ensure_flusher()
             joined.control.commit_bell.ring()
             time.sleep(pause_s)
