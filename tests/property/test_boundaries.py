@@ -85,6 +85,17 @@ def test_an_atomic_batch_as_large_as_may_be_is_whole_even_across_a_segment(log: 
         log.append_many([*batch, b""], atomic=True)
 
 
+def test_a_batch_whose_frames_fill_a_segment_exactly_goes_on_in_the_next(log: shmlog.Log) -> None:
+    fill_up_to(log, 1024)
+    end = log.reserved_lsn
+    lsns = log.append_many([bytes(480), bytes(480), b"next"], tag=1)
+    assert lsns.tolist() == [end, end + 512, end + 1024]
+    assert log.reserved_lsn == end + 1024 + 64
+    log.wait_durable()
+    kinds = [frame.kind for frame in PyLog(log.path).frames(end, log.committed_lsn)]
+    assert kinds == [DATA, DATA, DATA]
+
+
 def test_an_empty_batch_and_an_empty_array_append_nothing(log: shmlog.Log) -> None:
     assert log.append_many([]).tolist() == []
     assert log.append_array(np.empty((0, 8))).tolist() == []

@@ -202,7 +202,7 @@ class LogMachine(RuleBasedStateMachine):
     def read_all_back(self) -> None:
         self.log.wait_committed()
         assert [(r.lsn, r.tag, bytes(r.data)) for r in self.log.read()] == self._all()
-        batches = [r for batch in self.log.read_batches() for r in batch]
+        batches = [batch[n] for batch in self.log.read_batches() for n in range(len(batch))]
         assert [(r.lsn, r.tag, bytes(r.data)) for r in batches] == self._all()
 
     @precondition(lambda self: self.open)

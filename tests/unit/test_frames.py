@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import struct
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmlog import _native
-from shmlog.layout import PROBLEMS
+from shmlog.layout import CB_LIMIT_LSN, PROBLEMS
 
 SEED = 0x1234
 BASE = 1 << 20
@@ -188,6 +190,22 @@ def test_the_next_frame_is_found_behind_damage() -> None:
 def test_a_copy_of_a_frame_elsewhere_is_not_found() -> None:
     data = bytes(32) + frame(BASE, b"moved")
     assert _native.find_frame(data, BASE, BASE, BASE + len(data), SEED) is None
+
+
+def test_an_append_over_old_bytes_zeroes_the_padding() -> None:
+    fd = os.memfd_create("segment")
+    os.ftruncate(fd, 4096 + 65536)
+    mapping = _native.Mapping(fd, 4096 + 65536, True)
+    os.close(fd)
+    memory = memoryview(mapping)
+    memory[:] = b"\xff" * len(memory)
+    control = _native.Control(mmap.mmap(-1, 4096 + 512 + 4096), 65536, 1)
+    control.store(CB_LIMIT_LSN, 65536)
+    writer = _native.Writer(SEED, 65536, 65536)
+    writer._attach(control, 0)
+    writer._map(0, mapping)
+    assert writer.append(b"x" * 33) == 0
+    assert bytes(memory[4096 + 32 : 4096 + 128]) == b"x" * 33 + bytes(31) + b"\xff" * 32
 
 
 @pytest.mark.parametrize("kind", [PAD, FILL])

@@ -24,8 +24,10 @@ from shmlog.layout import (
     NO_LSN,
     PT_BYTES,
     PT_CLAIMS,
+    PT_STATE,
     ROLE_FLUSHER,
     ROLE_HANDLE,
+    SLOT_USED,
 )
 from shmlog.participants import Claim, Participants, slot_offset
 
@@ -92,6 +94,23 @@ def test_a_slot_freed_while_its_owner_still_holds_the_lock_is_passed_over(table:
     table.locks[0].try_lock(2)
     assert other.take(ROLE_HANDLE) == 1
     assert one.take(ROLE_HANDLE) == 0
+
+
+def test_a_slot_whose_owner_died_while_it_was_being_taken_is_passed_over(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = table.process()
+    lock = table.locks[0].try_lock
+
+    def somebody_was_quicker(byte: int) -> bool:
+        if byte == 2:
+            table.control.store(slot_offset(0, PT_STATE), SLOT_USED)
+        return lock(byte)
+
+    monkeypatch.setattr(table.locks[0], "try_lock", somebody_was_quicker)
+    assert one.take(ROLE_HANDLE) == 1
+    other = table.process()
+    assert not other.alive(0), "the lock on the dead owner's slot was given back"
 
 
 def test_a_full_table_is_a_clear_error(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,5 +176,7 @@ def test_marks_are_written_in_turn_and_touch_nothing_else(path: str) -> None:
     after = bytearray(Path(path).read_bytes())
     assert segment.newest_mark(bytes(after[:4096]), LOG_ID) == newer
     at = MARK_OFFSETS[newer.sequence % 2]
+    assert after[at : at + MARK_BYTES] == newer.encode(LOG_ID)
+    assert segment.decode_mark(bytes(after[MARK_OFFSETS[MARK_.sequence % 2] :]), LOG_ID) == MARK_
     after[at : at + MARK_BYTES] = before[at : at + MARK_BYTES]
     assert bytes(after) == before
