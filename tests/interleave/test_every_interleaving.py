@@ -7,7 +7,7 @@ Three shapes, so that the whole stays within a minute:
     WORDS    records that span three and four words of the bitmap and wrap it, in a
              window that holds two of them: appends are refused, wait, and retry; one death
     BORDER   the first record does not fit what is left of its segment: a PAD goes
-             first, and a hole touches two segments; one death
+             first, and a hole touches two segments; two deaths
 
 A rule left out is text of the real source replaced, so each test also says which text
 the rule lives in.
