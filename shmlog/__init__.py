@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
-    from shmlog.log import Log, open, recover
+    from shmlog.log import Log, open
+    from shmlog.operations import recover, verify
     from shmlog.reader import Record, RecordBatch
-    from shmlog.readonly import ReadonlyLog, open_readonly, verify
+    from shmlog.readonly import ReadonlyLog, open_readonly
     from shmlog.recovery import Recovery
     from shmlog.statistics import Statistics
     from shmlog.verification import VerifyReport
@@ -37,8 +38,9 @@ _HOMES = {
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
         " ShmlogError TrimmedError"
     ),
-    "log": "Log open recover",
-    "readonly": "ReadonlyLog open_readonly verify",
+    "log": "Log open",
+    "readonly": "ReadonlyLog open_readonly",
+    "operations": "recover verify",
     "statistics": "Statistics",
     "reader": "Record RecordBatch",
     "recovery": "Recovery",

@@ -11,8 +11,8 @@ participant slot.
     another boot
     or build     somebody         AttachError
     not there    nobody           recover from the files, make it
-    not there    somebody         AttachError: a second block beside a live one would
-                                  write one log twice
+    not there    somebody, for    AttachError: a second block beside a live one would
+                 some time        write one log twice
 
 This module knows how to join and leave.  It may not know what a handle offers.
 """
@@ -32,7 +32,15 @@ from shmlog.geometry import PARTICIPANT_COUNT
 from shmlog.participants import Participants
 from shmlog.recovery import Case, Recovery, recover
 
+PATIENCE_S = 2.0
+"""How long a missing block beside a held lock is taken for a process that is just
+ending: its locks go when its last thread has gone."""
+
 log = logging.getLogger("shmlog")
+
+
+class BlockMissingError(AttachError):
+    """Somebody holds a lock of the log, but there is no control block."""
 
 
 @dataclass(slots=True)
@@ -88,13 +96,20 @@ def attach(
     own = lock is None
     lock = lock or LockFile(directory.lock_path, mode)
     try:
-        take_setup(lock, deadline)
-        try:
-            block, recovery = _join_or_make(directory, lock, boot, mode, make)
-            participants = block.participants(lock)
-            number = participants.take(role)
-        finally:
-            lock.unlock(SETUP_BYTE)
+        patience = min(deadline, time.monotonic() + PATIENCE_S)
+        while True:
+            take_setup(lock, deadline)
+            try:
+                block, recovery = _join_or_make(directory, lock, boot, mode, make)
+                participants = block.participants(lock)
+                number = participants.take(role)
+                break
+            except BlockMissingError:
+                if time.monotonic() >= patience:
+                    raise
+            finally:
+                lock.unlock(SETUP_BYTE)
+            time.sleep(0.005)
     except BaseException:
         if own:
             lock.close()
@@ -110,7 +125,7 @@ def _join_or_make(
         return ControlBlock.attach(identity, boot, mode), None
     except FileNotFoundError:
         if somebody_lives(lock):
-            raise AttachError(
+            raise BlockMissingError(
                 f"{directory.path} is in use, but its control block"
                 f" /dev/shm/{control.block_name(identity.log_id)} is not here:"
                 " it was removed, or its users are in another container"

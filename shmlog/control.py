@@ -56,6 +56,7 @@ from shmlog.layout import (
     CB_MAGIC,
     CB_PARTICIPANT_COUNT,
     CB_PREPARED_LSN,
+    CB_REMOVED_LSN,
     CB_RESERVED_LSN,
     CB_SEGMENT_BYTES,
     CB_SIGNATURE,
@@ -170,6 +171,7 @@ class ControlBlock:
             store(CB_DURABLE_LSN, end_lsn)
             store(CB_INTENT_LSN, NO_LSN)
             store(CB_TRIMMED_LSN, trimmed_lsn)
+            store(CB_REMOVED_LSN, trimmed_lsn)
             store(CB_STATE, STATE_RUNNING)
             store(CB_MAGIC, CONTROL_MAGIC)  # last: the block is whole
         except BaseException:

@@ -16,13 +16,12 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from shmlog import _native, control, directory, files, sidecar
-from shmlog import recovery as recovery_module
-from shmlog.attachment import Attachment, attach, somebody_lives, take_setup
+from shmlog import _native, control, directory, sidecar
+from shmlog.attachment import Attachment, attach
 from shmlog.cursor import Cursor
 from shmlog.directory import Directory
-from shmlog.errors import AttachError, ClosedError, LogFailedError
-from shmlog.files import SETUP_BYTE, LockFile
+from shmlog.errors import ClosedError, LogFailedError
+from shmlog.files import SETUP_BYTE
 from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
 from shmlog.layout import (
     ROLE_HANDLE,
@@ -30,7 +29,7 @@ from shmlog.layout import (
 from shmlog.reader import Reader, Reading, Record
 from shmlog.recovery import Recovery
 from shmlog.statistics import Statistics, gather
-from shmlog.waiting import COMMITTED, DURABLE, TRIMMED, Kind, Waiting, check_timeout, deadline_after
+from shmlog.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting, check_timeout, deadline_after
 from shmlog.writer import Writer
 
 if TYPE_CHECKING:
@@ -222,7 +221,8 @@ class Log(Writer, Reading):
     def trim(self, before_lsn: int, timeout: float | None = None) -> int:
         """Give up the records below before_lsn, by whole segments; the new trimmed_lsn.
 
-        Only what is durable is given up, and never the segment that holds before_lsn. Files
+        Only what is durable is given up, and never the segment that holds before_lsn or the
+        log's last record. Files
         are unlinked: arrays and views of them stay valid as long as they are referred to.
         Blocks until it is done, at most timeout seconds (TimeoutError).
         """
@@ -234,8 +234,9 @@ class Log(Writer, Reading):
         deadline = deadline_after(seconds)
         if number > joined.control.durable_lsn:
             self._waiting.until(DURABLE, number, deadline)
-        target = self._directory.identity.geometry.segment_begin(number)
-        if not self._waiting.until(TRIMMED, target, deadline):
+        last = max(0, joined.control.durable_lsn - 1)
+        target = self._directory.identity.geometry.segment_begin(min(number, last))
+        if not self._waiting.until(REMOVED, target, deadline):
             raise TimeoutError(f"LSN {target} is not trimmed after {seconds:g} s")
         return joined.control.trimmed_lsn
 
@@ -382,28 +383,3 @@ def open(
         if given is not None and given != own:
             raise ValueError(f"{name}={given}, but the log {found.path} has {own}")
     return Log(found, flusher, interval, mode, seconds)
-
-
-def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: float = 30.0) -> Recovery:
-    """Recover a log that nobody uses, as the next open() would; returns what was found.
-
-    A control block that survived is joined, not thrown away: then this opens and closes
-    the log. dry_run=True only looks. Raises AttachError if somebody uses the log,
-    CorruptionError, FormatError.
-    """
-    where = directory.load(os.fsdecode(path))
-    if dry_run:
-        return recovery_module.inspect(where, files.boot_id())
-    lock = LockFile(where.lock_path)
-    try:
-        take_setup(lock, deadline_after(timeout))
-        if somebody_lives(lock):
-            raise AttachError(f"{where.path} is in use")
-    finally:
-        lock.close()
-    with open(where.path, timeout=timeout) as log:
-        if log.recovery is not None:
-            return log.recovery
-        log.wait_durable()
-        end = log.durable_lsn
-        return Recovery(recovery_module.Case.INTACT, end, log.trimmed_lsn, end, 0)

@@ -103,6 +103,7 @@ class Preparer:
         stop = geometry.file_offset(begin) + end - begin
         files.allocate(live.prepare_fd, at, stop)
         live.mapping.populate(at, stop - at)
+        live.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
 
     def _report(self, error: OSError, begin: int, end: int) -> None:
         """Let waiting writers see why there is no room."""

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from shmlog import control, directory, files, verification
+from shmlog import control, directory, files
 from shmlog import recovery as recovery_module
 from shmlog.directory import Directory
-from shmlog.errors import ClosedError, CorruptionError
+from shmlog.errors import ClosedError
 from shmlog.layout import CB_DURABLE_LSN
 from shmlog.reader import Reader, Reading, Record
 from shmlog.recovery import Recovery
-from shmlog.verification import VerifyReport
 from shmlog.waiting import check_timeout
 
 
@@ -115,24 +114,3 @@ def open_readonly(path: str | os.PathLike[str]) -> ReadonlyLog:
     damaged below what it vouches for.
     """
     return ReadonlyLog(directory.load(os.fsdecode(path)))
-
-
-def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Check every frame of a live or dead log; changes nothing.
-
-    The report says ok, how many records, and where the first problem is. progress, if
-    given, is called with (bytes done, bytes in all). Raises FileNotFoundError and
-    FormatError when the directory is no log.
-    """
-    where = directory.load(os.fsdecode(path))
-    try:
-        with ReadonlyLog(where) as log:
-            begin, end = log._bounds()
-            found = log.recovery
-    except CorruptionError as error:
-        return VerifyReport(
-            where.path, False, 0, 0, 0, 0, error.lsn, f"{error.path}: {error.reason}", "corrupt"
-        )
-    if found is None:
-        return verification.check_frames(where, begin, end, "live", progress)
-    return verification.check_frames(where, begin, end, found.case.value, progress, found.holes)

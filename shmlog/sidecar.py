@@ -25,7 +25,7 @@ from shmlog.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.files import LEASE_BYTE, SETUP_BYTE, LockFile
 from shmlog.flusher import Flusher
-from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, ROLE_FLUSHER
+from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, ROLE_FLUSHER, ROLE_SIDECAR
 
 LOG_BYTES_MAX = 1 << 20
 
@@ -106,7 +106,8 @@ def _take_lease(lock: LockFile, patient: bool) -> bool:
 
 def _serve(where: Directory, lock: LockFile, mode: int, sync_interval: float, linger: bool) -> int:
     try:
-        joined = attach(where, mode, ROLE_FLUSHER, time.monotonic() + 30.0, lock, make=linger)
+        role = ROLE_SIDECAR if linger else ROLE_FLUSHER
+        joined = attach(where, mode, role, time.monotonic() + 30.0, lock, make=linger)
     except FileNotFoundError:
         if linger:
             raise

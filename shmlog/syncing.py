@@ -25,6 +25,7 @@ from shmlog.geometry import Geometry
 from shmlog.layout import (
     CB_EPOCH,
     CB_INTENT_LSN,
+    CB_REMOVED_LSN,
     CB_SYNC_SLEEP,
     CB_TRIMMED_LSN,
     CB_WANTED_DURABLE,
@@ -165,19 +166,21 @@ class Syncer:
             self.fail(error.errno or errno.EIO)
 
     def trim(self, before: int) -> None:
-        """Give up whole segments below `before`: first the watermark, so that nobody begins
+        """Give up whole segments below `before`, but never the one that holds the newest
+        mark: first the watermark, so that nobody begins
         to read there, then a durable mark that says so, then the files."""
         control = self._control
-        target = self._geometry.segment_begin(min(before, control.durable_lsn))
+        target = self._geometry.segment_begin(min(before, max(0, control.durable_lsn - 1)))
         if target > control.trimmed_lsn:
             self._native.store(CB_TRIMMED_LSN, target)
             self.sync_mark(clean=False)
             if control.failed:
                 return
             log.info("trimmed up to LSN %d: %d files removed", target, self._live.remove_below(target))
+            self._native.store(CB_REMOVED_LSN, target)
+            self._native.wake(CB_REMOVED_LSN)
         # what cannot be trimmed, the segment of `before` itself, is not asked for again
         self._native.compare_exchange(CB_WANTED_TRIMMED, before, control.trimmed_lsn)
-        self._native.wake(CB_TRIMMED_LSN)
 
     def fail(self, error: int) -> None:
         """Latch a failed sync for every process (S1)."""

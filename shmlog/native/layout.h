@@ -55,7 +55,8 @@ enum {
     CB_PREPARED_LSN = 528,
     CB_DURABLE_LSN = 640,       /* the flusher's sync step */
     CB_INTENT_LSN = 648,
-    CB_TRIMMED_LSN = 768,
+    CB_TRIMMED_LSN = 768,       /* the flusher: nobody begins to read below it */
+    CB_REMOVED_LSN = 776,       /* the flusher: the files below it are gone */
     CB_STATE = 896,             /* whoever finds the failure, once */
     CB_FAILED_ERRNO = 904,
     CB_FAILED_LSN = 912,
@@ -100,7 +101,8 @@ enum {
 };
 
 enum { SLOT_FREE = 0, SLOT_USED = 1 };
-enum { ROLE_HANDLE = 1, ROLE_FLUSHER = 2 };
+/* A FLUSHER leaves with the last handle, a SIDECAR stays until it is told to end. */
+enum { ROLE_HANDLE = 1, ROLE_FLUSHER = 2, ROLE_SIDECAR = 3 };
 
 /* CL: one claim.  Its counters sit beside it because whoever holds the claim
  * may update them without a read-modify-write. */
@@ -132,7 +134,7 @@ _Static_assert((1u << GRANULE_SHIFT) == GRANULE_BYTES, "granule");
     X(CB_WINDOW_BYTES) X(CB_PARTICIPANT_COUNT) X(CB_CONTROL_BYTES) X(CB_EPOCH)               \
     X(CB_CREATED_NS) X(CB_RESERVED_LSN) X(CB_LIMIT_LSN) X(CB_COMMITTED_LSN)                  \
     X(CB_CLEARED_LSN) X(CB_PREPARED_LSN) X(CB_DURABLE_LSN) X(CB_INTENT_LSN)                  \
-    X(CB_TRIMMED_LSN) X(CB_STATE) X(CB_FAILED_ERRNO) X(CB_FAILED_LSN) X(CB_FULL_ERRNO)       \
+    X(CB_TRIMMED_LSN) X(CB_REMOVED_LSN) X(CB_STATE) X(CB_FAILED_ERRNO) X(CB_FAILED_LSN) X(CB_FULL_ERRNO)       \
     X(CB_PREPARE_TRIES) X(CB_COMMIT_SLEEP) X(CB_SYNC_SLEEP) X(CB_WANTED_LIMIT) X(CB_WANTED_COMMITTED) X(CB_WANTED_DURABLE) X(CB_WANTED_TRIMMED)                 \
     X(CB_PARTICIPANT_HIGH) X(CB_GENERATION) X(CB_FLUSHER_PID) X(CB_COMMITS) X(CB_SYNCS)      \
     X(CB_SYNC_NS) X(CB_FILL_COUNT) X(CB_FILL_BYTES) X(CB_RETIRED_RECORDS)                    \
@@ -140,7 +142,7 @@ _Static_assert((1u << GRANULE_SHIFT) == GRANULE_BYTES, "granule");
     X(STATE_RUNNING) X(STATE_FAILED) X(SLEEP_AWAKE) X(SLEEP_PACING) X(SLEEP_IDLE)            \
     X(PT_STATE) X(PT_PID) X(PT_STARTED_NS) X(PT_ROLE) X(PT_NAME) X(PT_WAITS)                 \
     X(PT_CLAIMS) X(PT_BYTES)                 \
-    X(SLOT_FREE) X(SLOT_USED) X(ROLE_HANDLE) X(ROLE_FLUSHER)                                 \
+    X(SLOT_FREE) X(SLOT_USED) X(ROLE_HANDLE) X(ROLE_FLUSHER) X(ROLE_SIDECAR)                                 \
     X(CL_BEGIN) X(CL_END) X(CL_RECORDS) X(CL_PAYLOAD) X(CL_BYTES)                            \
     X(FR_PAYLOAD_BYTES) X(FR_CRC32C) X(FR_LSN) X(FR_TIME_NS) X(FR_TAG) X(FR_WRITER)          \
     X(FR_KIND) X(FR_FLAGS)

@@ -186,6 +186,15 @@ static PyObject *Mapping_touch(MappingObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *Mapping_forget(MappingObject *self, PyObject *args) {
+    Py_ssize_t offset, bytes;
+    if (!PyArg_ParseTuple(args, "nn", &offset, &bytes) || mapping_range(self, offset, bytes) != 0)
+        return NULL;
+    if (madvise(self->base + offset, (size_t)bytes, MADV_DONTNEED) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Mapping_faulted(MappingObject *self, void *closure) {
     (void)closure;
     return PyBool_FromLong(guard_faulted(self->range));
@@ -194,6 +203,8 @@ static PyObject *Mapping_faulted(MappingObject *self, void *closure) {
 static PyMethodDef Mapping_methods[] = {
     {"populate", (PyCFunction)Mapping_populate, METH_VARARGS,
      "populate(offset, bytes)\n--\n\nFault the range in for writing. OSError(EFAULT) when there is no room behind it."},
+    {"forget", (PyCFunction)Mapping_forget, METH_VARARGS,
+     "forget(offset, bytes)\n--\n\nDrop the range from this process's page tables; the file keeps its bytes."},
     {"touch", (PyCFunction)Mapping_touch, METH_VARARGS,
      "touch(offset, bytes)\n--\n\nMake every page of the range dirty without changing it."},
     {NULL, NULL, 0, NULL}};
@@ -679,7 +690,7 @@ static PyObject *Writer_unmap(WriterObject *self, PyObject *unused) {
 }
 
 /* A4: the entry that is replaced belongs to a segment a whole table lower, hence
- * below committed_lsn. */
+ * below committed_lsn.  Callers take turns (Writer._map_lock). */
 static PyObject *Writer_map(WriterObject *self, PyObject *args) {
     unsigned long long number;
     MappingObject *mapping;
@@ -689,6 +700,8 @@ static PyObject *Writer_map(WriterObject *self, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "the mapping is read-only or too small for a segment");
     uint64_t index = number & self->w.segment_mask;
     segment_entry_t *entry = &self->w.segments[index];
+    if (atomic_load(&entry->key) == number + 1)
+        Py_RETURN_NONE; /* another thread was first, and may be copying through it by now */
     atomic_store(&entry->key, 0);
     atomic_store(&entry->frames, mapping->base + SEGMENT_HEADER_BYTES);
     atomic_store(&entry->range, mapping->range);

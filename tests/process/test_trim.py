@@ -82,3 +82,15 @@ def test_trim_of_what_is_not_committed_is_refused(log_path: Path) -> None:
             log.trim(-32)
         assert log.trim(lsns[50]) == 0, "the segment that holds the LSN stays"
         assert len(list(log.read())) == 100
+
+
+def test_trim_at_a_segments_very_end_keeps_the_segment_with_the_mark(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SMALL, window_bytes=SMALL) as log:
+        for _ in range(2):
+            log.append_array(np.zeros((512, 32), np.uint8))
+        log.wait_durable()
+        assert log.durable_lsn == SMALL
+        assert log.trim(SMALL) == 0
+    with shmlog.open(log_path) as again:
+        assert again.reserved_lsn == SMALL
+        assert len(list(again.read())) == 1024

@@ -26,6 +26,7 @@ LAYERS = (
     "flusher attachment readonly",
     "sidecar",
     "log info",
+    "operations",
     "shmlog",  # the public names
     "cli demo_flights",
     "demo __main__",

@@ -1,0 +1,65 @@
+"""Operations: what is done to a whole log by its path.
+
+This module puts recovery and verification behind public names.  It may not
+contain either.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from shmlog import directory, files, log, recovery, verification
+from shmlog.attachment import somebody_lives, take_setup
+from shmlog.errors import AttachError, CorruptionError
+from shmlog.files import LockFile
+from shmlog.readonly import ReadonlyLog
+from shmlog.recovery import Case, Recovery
+from shmlog.verification import VerifyReport
+from shmlog.waiting import deadline_after
+
+
+def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: float = 30.0) -> Recovery:
+    """Recover a log that nobody uses, as the next open() would; returns what was found.
+
+    A control block that survived is joined, not thrown away: then this opens and closes
+    the log. dry_run=True only looks. Raises AttachError if somebody uses the log,
+    CorruptionError, FormatError.
+    """
+    where = directory.load(os.fsdecode(path))
+    if dry_run:
+        return recovery.inspect(where, files.boot_id())
+    lock = LockFile(where.lock_path)
+    try:
+        take_setup(lock, deadline_after(timeout))
+        if somebody_lives(lock):
+            raise AttachError(f"{where.path} is in use")
+    finally:
+        lock.close()
+    with log.open(where.path, timeout=timeout) as handle:
+        if handle.recovery is not None:
+            return handle.recovery
+        handle.wait_durable()
+        end = handle.durable_lsn
+        return Recovery(Case.INTACT, end, handle.trimmed_lsn, end, 0)
+
+
+def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Check every frame of a live or dead log; changes nothing.
+
+    The report says ok, how many records, and where the first problem is. progress, if
+    given, is called with (bytes done, bytes in all). Raises FileNotFoundError and
+    FormatError when the directory is no log.
+    """
+    where = directory.load(os.fsdecode(path))
+    try:
+        with ReadonlyLog(where) as log:
+            begin, end = log._bounds()
+            found = log.recovery
+    except CorruptionError as error:
+        return VerifyReport(
+            where.path, False, 0, 0, 0, 0, error.lsn, f"{error.path}: {error.reason}", "corrupt"
+        )
+    if found is None:
+        return verification.check_frames(where, begin, end, "live", progress)
+    return verification.check_frames(where, begin, end, found.case.value, progress, found.holes)
