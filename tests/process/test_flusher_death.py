@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from support.processes import (
@@ -167,6 +168,21 @@ def test_a_sidecar_told_to_end_settles_first(log_path: Path, number: signal.Sign
     with shmlog.open(log_path) as log:
         log.wait_committed()
         assert [record.lsn for record in log.read()] == [lsn, after]
+
+
+@pytest.mark.parametrize("mode", ["external", "auto"])
+def test_closing_a_handle_does_not_wait_for_a_flusher_that_stays(
+    log_path: Path, mode: Literal["auto", "external"]
+) -> None:
+    shmlog.open(log_path, create=True).close()
+    with flusher_of(log_path) as process:
+        for n in range(2):
+            with shmlog.open(log_path, flusher=mode, timeout=10_000) as log:
+                log.append(b"x", durable=True, timeout=30)
+                assert log.statistics().flusher_pid == process.pid, n
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not block_path(log_path).exists()
 
 
 def test_an_external_handle_never_starts_a_flusher(log_path: Path) -> None:
