@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 
 from shmlog import control, files
-from shmlog.control import ControlBlock
+from shmlog.control import ControlBlock, StaleBlockError
 from shmlog.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile
@@ -122,7 +122,7 @@ def _join_or_make(
 ) -> tuple[ControlBlock, Recovery | None]:
     identity = directory.identity
     try:
-        return ControlBlock.attach(identity, boot, mode), None
+        return ControlBlock.attach(identity, boot, mode, lock.place()), None
     except FileNotFoundError:
         if somebody_lives(lock):
             raise BlockMissingError(
@@ -132,8 +132,8 @@ def _join_or_make(
             ) from None
         if not make:
             raise
-    except AttachError as error:
-        if somebody_lives(lock) or "belongs to" in str(error):
+    except StaleBlockError as error:
+        if somebody_lives(lock):
             raise
         log.warning("replacing a control block that nobody uses: %s", error)
         control.unlink_all(identity.log_id)
@@ -148,7 +148,8 @@ def _join_or_make(
             found.dropped_bytes,
             f" ({found.reason})" if found.reason else "",
         )
-    block = ControlBlock.create(identity, boot, found.end_lsn, found.trimmed_lsn, found.epoch, mode)
+    end, trimmed = found.end_lsn, found.trimmed_lsn
+    block = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place())
     return block, found
 
 

@@ -55,6 +55,8 @@ from shmlog.layout import (
     CB_LOG_ID,
     CB_MAGIC,
     CB_PARTICIPANT_COUNT,
+    CB_PLACE_DEVICE,
+    CB_PLACE_INODE,
     CB_PREPARED_LSN,
     CB_REMOVED_LSN,
     CB_RESERVED_LSN,
@@ -127,6 +129,10 @@ def unlink_all(log_id: bytes) -> None:
         unlink(bell_name(log_id, which))
 
 
+class StaleBlockError(AttachError):
+    """The block is of another boot, build or geometry; it may go if nobody lives."""
+
+
 class ControlBlock:
     """One attached control block."""
 
@@ -145,7 +151,14 @@ class ControlBlock:
 
     @classmethod
     def create(
-        cls, identity: Identity, boot_id: bytes, end_lsn: int, trimmed_lsn: int, epoch: int, mode: int
+        cls,
+        identity: Identity,
+        boot_id: bytes,
+        end_lsn: int,
+        trimmed_lsn: int,
+        epoch: int,
+        mode: int,
+        place: tuple[int, int],
     ) -> ControlBlock:
         """Make the block of a log whose files end at end_lsn (C1, C2)."""
         geometry = identity.geometry
@@ -166,6 +179,8 @@ class ControlBlock:
             store(CB_CONTROL_BYTES, geometry.control_bytes)
             store(CB_EPOCH, epoch)
             store(CB_CREATED_NS, time.time_ns())
+            store(CB_PLACE_DEVICE, place[0])
+            store(CB_PLACE_INODE, place[1])
             for word in (CB_RESERVED_LSN, CB_LIMIT_LSN, CB_COMMITTED_LSN, CB_CLEARED_LSN, CB_PREPARED_LSN):
                 store(word, end_lsn)
             store(CB_DURABLE_LSN, end_lsn)
@@ -180,9 +195,10 @@ class ControlBlock:
         return self
 
     @classmethod
-    def attach(cls, identity: Identity, boot_id: bytes, mode: int) -> ControlBlock:
-        """Join the log's block.  FileNotFoundError: there is none.  AttachError: there is
-        one that is not ours to use; the message says why."""
+    def attach(cls, identity: Identity, boot_id: bytes, mode: int, place: tuple[int, int]) -> ControlBlock:
+        """Join the log's block.  FileNotFoundError: there is none.  StaleBlockError: there is
+        one that this build, boot or log cannot use.  AttachError: there is one that is
+        not ours to touch.  The messages say why."""
         name = block_name(identity.log_id)
         block = _open_block(name, create=False, size=0)
         found = os.fstat(block._fd)  # type: ignore[attr-defined]
@@ -193,11 +209,16 @@ class ControlBlock:
                 f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}"
             )
         if found.st_size != identity.geometry.control_bytes:
-            raise AttachError(
+            raise StaleBlockError(
                 f"/dev/shm/{name} has {found.st_size} bytes, not {identity.geometry.control_bytes}"
             )
         self = cls(block, identity)
         load = self.native.load
+        if load(CB_MAGIC) == CONTROL_MAGIC and (load(CB_PLACE_DEVICE), load(CB_PLACE_INODE)) != place:
+            raise AttachError(
+                f"/dev/shm/{name} belongs to the same log in another place: this directory is a copy,"
+                " or was restored from one; close the other, or remove the block if nobody uses it"
+            )
         expected = {
             "magic": (load(CB_MAGIC), CONTROL_MAGIC),
             "layout signature": (load(CB_SIGNATURE), SIGNATURE),
@@ -208,7 +229,7 @@ class ControlBlock:
         }
         for what, (has, should) in expected.items():
             if has != should:
-                raise AttachError(f"/dev/shm/{name}: its {what} is {has!r}, not {should!r}")
+                raise StaleBlockError(f"/dev/shm/{name}: its {what} is {has!r}, not {should!r}")
         return self
 
     def participants(self, lock: LockFile) -> Participants:
@@ -298,8 +319,9 @@ class BlockView:
         return self.load(CB_TRIMMED_LSN), self.load(CB_COMMITTED_LSN)
 
 
-def view_block(identity: Identity, boot_id: bytes) -> BlockView | None:
-    """The log's control block for looking at, or None if there is none of this boot."""
+def view_block(identity: Identity, boot_id: bytes, lock_path: str) -> BlockView | None:
+    """The log's control block for looking at, or None if there is none of this boot
+    and place."""
     try:
         fd = _posixshmem.shm_open("/" + block_name(identity.log_id), os.O_RDONLY, mode=0o600)
     except FileNotFoundError:
@@ -311,5 +333,9 @@ def view_block(identity: Identity, boot_id: bytes) -> BlockView | None:
     finally:
         os.close(fd)
     has = b"".join(view.load(CB_BOOT_ID + at).to_bytes(8, "little") for at in (0, 8))
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(lock_path)
+        if (view.load(CB_PLACE_DEVICE), view.load(CB_PLACE_INODE)) != (found.st_dev, found.st_ino):
+            return None
     whole = view.load(CB_MAGIC) == CONTROL_MAGIC and view.load(CB_SIGNATURE) == SIGNATURE
     return view if whole and has == boot_id else None

@@ -44,7 +44,7 @@ def describe(path: str) -> dict[str, Any]:
         "segments": len(segments),
         "disk_bytes": blocks,
     }
-    view = control.view_block(identity, files.boot_id())
+    view = control.view_block(identity, files.boot_id(), where.lock_path)
     if view is None:
         return facts | _dead(where)
     lock = LockFile(where.lock_path)

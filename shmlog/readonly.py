@@ -33,7 +33,9 @@ class ReadonlyLog(Reading):
         self._directory = where
         self._reader = Reader(where)
         self._closed = False
-        self._block: control.BlockView | None = control.view_block(where.identity, files.boot_id())
+        self._block: control.BlockView | None = control.view_block(
+            where.identity, files.boot_id(), where.lock_path
+        )
         self.recovery: Recovery | None = None
         if self._block is None:
             self.recovery = recovery_module.inspect(where, files.boot_id())

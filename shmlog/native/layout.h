@@ -48,6 +48,8 @@ enum {
     CB_CONTROL_BYTES = 72,
     CB_EPOCH = 80,
     CB_CREATED_NS = 88,
+    CB_PLACE_DEVICE = 96, /* of the LOCK file: a copied directory has the same log id */
+    CB_PLACE_INODE = 104,
     CB_RESERVED_LSN = 256,      /* writers, by compare-and-swap */
     CB_LIMIT_LSN = 384,         /* the flusher */
     CB_COMMITTED_LSN = 512,     /* the flusher's commit step */
@@ -132,7 +134,7 @@ _Static_assert((1u << GRANULE_SHIFT) == GRANULE_BYTES, "granule");
     X(CLAIM_HELD) X(CLAIM_COUNT)                                                             \
     X(CB_MAGIC) X(CB_SIGNATURE) X(CB_LOG_ID) X(CB_BOOT_ID) X(CB_SEGMENT_BYTES)               \
     X(CB_WINDOW_BYTES) X(CB_PARTICIPANT_COUNT) X(CB_CONTROL_BYTES) X(CB_EPOCH)               \
-    X(CB_CREATED_NS) X(CB_RESERVED_LSN) X(CB_LIMIT_LSN) X(CB_COMMITTED_LSN)                  \
+    X(CB_CREATED_NS) X(CB_PLACE_DEVICE) X(CB_PLACE_INODE) X(CB_RESERVED_LSN) X(CB_LIMIT_LSN) X(CB_COMMITTED_LSN)                  \
     X(CB_CLEARED_LSN) X(CB_PREPARED_LSN) X(CB_DURABLE_LSN) X(CB_INTENT_LSN)                  \
     X(CB_TRIMMED_LSN) X(CB_REMOVED_LSN) X(CB_STATE) X(CB_FAILED_ERRNO) X(CB_FAILED_LSN) X(CB_FULL_ERRNO)       \
     X(CB_PREPARE_TRIES) X(CB_COMMIT_SLEEP) X(CB_SYNC_SLEEP) X(CB_WANTED_LIMIT) X(CB_WANTED_COMMITTED) X(CB_WANTED_DURABLE) X(CB_WANTED_TRIMMED)                 \
