@@ -1,0 +1,250 @@
+"""The shmlog command, as a process: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes import block_path, flusher_of, lose_shared_memory, nobody_lives, until
+
+import shmlog
+
+COMMAND = [sys.executable, "-W", "error", "-m", "shmlog"]
+
+
+def _run(*arguments: str | Path, stdin: bytes = b"", status: int = 0) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run([*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, timeout=60)
+    assert done.returncode == status, done
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return done
+
+
+def _json(*arguments: str | Path, stdin: bytes = b"", status: int = 0) -> Any:
+    return json.loads(_run(*arguments, "--json", stdin=stdin, status=status).stdout)
+
+
+def test_what_append_takes_from_standard_input_cat_prints(log_path: Path) -> None:
+    text = b"one\ntwo\n\nfour \xff\nno newline at the end"
+    done = _run("append", log_path, "--create", stdin=text)
+    assert done.stdout == b"appended 5 records, 33 bytes\n"
+    assert _run("cat", log_path).stdout == text + b"\n"
+    assert _run("cat", log_path, "--raw").stdout == text.replace(b"\n", b"")
+    assert not block_path(log_path).exists(), "nothing is left running"
+
+
+def test_append_whole_makes_one_record_and_says_where(log_path: Path) -> None:
+    facts = _json("append", log_path, "--create", "--whole", "--tag", "7", stdin=b"a\nb\n")
+    assert facts == {"records": 1, "bytes": 4, "first_lsn": 0, "last_lsn": 0, "durable": True}
+    (line,) = _run("cat", log_path, "--json").stdout.splitlines()
+    record = json.loads(line)
+    assert (record["lsn"], record["tag"], record["bytes"], record["text"]) == (0, 7, 4, "a\nb\n")
+
+
+def test_append_of_nothing_appends_nothing(log_path: Path) -> None:
+    facts = _json("append", log_path, "--create")
+    assert (facts["records"], facts["first_lsn"]) == (0, None)
+    assert _run("cat", log_path).stdout == b""
+
+
+def test_many_lines_are_appended_in_batches_without_loss(log_path: Path) -> None:
+    text = b"".join(b"line %d\n" % n for n in range(20_000))
+    assert _json("append", log_path, "--create", "--no-sync", stdin=text)["records"] == 20_000
+    assert _run("cat", log_path).stdout == text
+
+
+def test_cat_bounds_tags_and_counts(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        lsns = [log.append(b"%d" % n, n % 2) for n in range(10)]
+    assert _run("cat", log_path, "--start", str(lsns[7])).stdout == b"7\n8\n9\n"
+    assert _run("cat", log_path, "--stop", str(lsns[2])).stdout == b"0\n1\n"
+    assert _run("cat", log_path, "--tag", "1", "--count", "3").stdout == b"1\n3\n5\n"
+    assert _run("cat", log_path, "--count", "0").stdout == b""
+    with shmlog.open(log_path) as log:
+        log.append(b"\xff\x00", durable=True)
+    *_, line = _run("cat", log_path, "--json").stdout.splitlines()
+    assert json.loads(line)["base64"] == "/wA="
+
+
+def test_create_prints_what_it_made_and_refuses_a_second_time(log_path: Path) -> None:
+    facts = _json("create", log_path, "--segment-bytes", "1MiB", "--window-bytes", "65536", "--mode", "640")
+    assert (facts["segment_bytes"], facts["window_bytes"]) == (1 << 20, 1 << 16)
+    assert facts["path"] == str(log_path)
+    assert (log_path / "shmlog.json").stat().st_mode & 0o777 == 0o640
+    done = _run("create", log_path, status=1)
+    assert b"there is a log already" in done.stderr and not done.stdout
+    assert _json("create", log_path, status=1)["error"] == "FileExistsError"
+
+
+def test_info_of_a_dead_and_a_live_log(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"x\n")
+    facts = _json("info", log_path)
+    assert (facts["state"], facts["committed_lsn"], facts["durable_lsn"]) == ("clean", 64, 64)
+    with shmlog.open(log_path) as log:
+        log.append(b"y", durable=True)
+        facts = _json("info", log_path)
+        assert (facts["state"], facts["committed_lsn"], facts["epoch"]) == ("live", 128, 1)
+        assert facts["participant_pids"] == [os.getpid()]
+        assert facts["flusher_pid"] == log.statistics().flusher_pid
+    text = _run("info", log_path).stdout.decode()
+    assert "state" in text and "clean" in text and str(log_path) in text
+
+
+def test_verify_passes_a_good_log_and_names_what_is_bad(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"one\ntwo\nthree\n")
+    facts = _json("verify", log_path)
+    assert (facts["ok"], facts["records"], facts["problem_lsn"]) == (True, 3, None)
+    assert b"every frame is valid" in _run("verify", log_path).stdout
+    path = log_path / "segments" / f"{0:020d}.seg"
+    with path.open("r+b") as file:
+        file.seek(4096 + 64 + 33)
+        file.write(b"\xff")
+    facts = _json("verify", log_path, status=1)
+    assert (facts["ok"], facts["problem_lsn"]) == (False, 64)
+    assert "checksum" in facts["problem"]
+    assert b"BAD at LSN 64" in _run("verify", log_path, status=1).stdout
+    assert _json("info", log_path)["state"] == "corrupt"
+    assert b"damaged at LSN 64" in _run("cat", log_path, status=1).stderr
+
+
+@pytest.mark.parametrize("verb", ["append", "cat", "info", "verify", "flush"])
+def test_a_log_that_is_not_there_is_an_error_with_status_1(log_path: Path, verb: str) -> None:
+    done = _run(verb, log_path, status=1)
+    assert done.stderr.startswith(b"shmlog: ") and b"no log here" in done.stderr
+    assert _json(verb, log_path, status=1)["error"] == "FileNotFoundError"
+    assert not log_path.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense", "x"],
+        ["cat"],
+        ["cat", "x", "--start", "here"],
+        ["append", "x", "--tag", "t"],
+        ["create", "x", "--segment-bytes", "many"],
+        ["create", "x", "--mode", "9"],
+        ["flush", "x", "--sync-interval", "often"],
+        [],
+    ],
+)
+def test_wrong_usage_has_status_2(arguments: list[str]) -> None:
+    done = _run(*arguments, status=2)
+    assert b"usage: shmlog" in done.stderr and not done.stdout
+
+
+def test_a_wrong_value_has_status_1(log_path: Path) -> None:
+    assert b"power of two" in _run("create", log_path, "--segment-bytes", "1000", status=1).stderr
+    _run("create", log_path)
+    assert b"tag" in _run("append", log_path, "--tag", "-1", stdin=b"x\n", status=1).stderr
+    assert b"must not be negative" in _run("cat", log_path, "--start", "-32", status=1).stderr
+    assert b"is a file" in _run("info", log_path / "shmlog.json", status=1).stderr
+
+
+def test_version_is_printed() -> None:
+    assert _run("--version").stdout.decode() == f"shmlog {shmlog.__version__}\n"
+
+
+def test_cat_into_a_closed_pipe_ends_without_a_traceback(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"a line of text\n" * 50_000)
+    with subprocess.Popen(
+        [*COMMAND, "cat", log_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"a line of text\n"
+        process.stdout.close()
+        assert process.wait(30) == 1
+        assert process.stderr.read() == b""
+
+
+def test_cat_follow_prints_what_is_appended_until_ctrl_c(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        log.append(b"before", durable=True)
+        command = [*COMMAND, "cat", str(log_path), "--follow"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None and process.stderr is not None
+                assert process.stdout.readline() == b"before\n"
+                for n in range(5):
+                    log.append(b"%d" % n)
+                    assert process.stdout.readline() == b"%d\n" % n
+                process.send_signal(signal.SIGINT)
+                assert process.wait(30) == 130
+                assert process.stderr.read() == b""
+            finally:
+                process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_flush_serves_external_handles_and_settles_when_told_to_end(
+    log_path: Path, number: signal.Signals
+) -> None:
+    shmlog.open(log_path, create=True).close()
+    with flusher_of(log_path) as process:
+        with shmlog.open(log_path, flusher="external") as log:
+            lsn = log.append(b"x", durable=True)
+            assert log.statistics().flusher_pid == process.pid
+        assert process.poll() is None, "it stays though nobody uses the log"
+        with shmlog.open(log_path, flusher="external") as log:
+            log.append(b"y")
+        process.send_signal(number)
+        assert process.wait(30) == 0
+    assert nobody_lives(log_path) and not block_path(log_path).exists()
+    with shmlog.open_readonly(log_path) as log:
+        assert log.recovery is not None and log.recovery.case.value == "clean"
+        assert [record.lsn for record in log.read()] == [lsn, lsn + 64]
+        assert log.durable_lsn == lsn + 128
+
+
+def test_a_second_flush_is_refused(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    with flusher_of(log_path) as process:
+        until(lambda: block_path(log_path).exists())
+        assert b"has a flusher already" in _run("flush", log_path, status=1).stderr
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_flush_killed_leaves_a_block_that_the_next_flush_joins(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    with shmlog.open(log_path, flusher="external") as log:
+        with flusher_of(log_path) as process:
+            lsn = log.append(b"x", durable=True)
+            process.kill()
+            process.wait()
+        later = log.append(b"y")
+        with flusher_of(log_path) as process:
+            log.wait_durable(later, 30)
+            assert log.statistics().flushers >= 2
+            log.close()
+            process.terminate()
+            assert process.wait(30) == 0
+    assert [json.loads(line)["lsn"] for line in _run("cat", log_path, "--json").stdout.splitlines()] == [
+        lsn,
+        later,
+    ]
+
+
+def test_info_and_cat_of_a_log_whose_users_were_killed(log_path: Path) -> None:
+    program = (
+        f"import shmlog, os; log = shmlog.open({str(log_path)!r}, create=True, flusher='external')\n"
+        "print(flush=True); input(); [log.append(b'%d' % n, timeout=30) for n in range(3)]; os._exit(0)"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdout is not None
+        user.stdout.readline()
+        with flusher_of(log_path) as flusher:
+            user.communicate(b"\n", timeout=30)
+            flusher.kill()
+            flusher.wait()
+    lose_shared_memory(log_path)
+    assert _json("info", log_path)["state"] in ("intact", "clean")
+    assert _run("cat", log_path).stdout == b"0\n1\n2\n"
+    assert _json("append", log_path, stdin=b"3\n")["records"] == 1
+    assert _run("cat", log_path).stdout == b"0\n1\n2\n3\n"
