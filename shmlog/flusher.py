@@ -97,7 +97,7 @@ class Flusher:
         the caller may finish() under the set-up byte, having looked again."""
         self._ending.clear()
         self._take_over()
-        loops = (self._syncer.loop, self._preparer.loop)
+        loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop)
         threads = [threading.Thread(target=self._guarded, args=(loop,), daemon=True) for loop in loops]
         for thread in threads:
             thread.start()

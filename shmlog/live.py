@@ -49,6 +49,7 @@ class LiveSegments:
         self._mode = mode
         self._open: dict[int, Live] = {}
         self._lock = threading.Lock()
+        self._making = threading.Lock()
 
     def get(self, lsn: int) -> Live:
         """The segment that holds lsn, opened at the first call."""
@@ -66,16 +67,17 @@ class LiveSegments:
         """As get(), making the file if there is none; and whether it was made.  The
         file and its name are durable then."""
         first = self._geometry.segment_begin(lsn)
-        if self.exists(first):
-            return self.get(first), False
-        path, geometry = segment_path(self._directory, first), self._geometry
-        header = segment.Header(
-            self._identity.log_id, first, geometry.segment_bytes, mark.epoch, time.time_ns()
-        )
-        fd = segment.create(path, header, mark, geometry, self._mode)
-        with self._lock:
-            made = self._open[first] = self._adopt(first, fd)
-        return made, True
+        with self._making:
+            if self.exists(first):
+                return self.get(first), False
+            path, geometry = segment_path(self._directory, first), self._geometry
+            header = segment.Header(
+                self._identity.log_id, first, geometry.segment_bytes, mark.epoch, time.time_ns()
+            )
+            fd = segment.create(path, header, mark, geometry, self._mode)
+            with self._lock:
+                made = self._open[first] = self._adopt(first, fd)
+            return made, True
 
     def memory(self, lsn: int) -> memoryview:
         """The writable bytes of the segment that holds lsn, header included."""

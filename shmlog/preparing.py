@@ -1,20 +1,23 @@
 """Preparing: the flusher's loop that readies pieces of segments ahead of the tail.
 
 A piece is allocated and faulted in before limit_lsn reaches it, so that no writer
-waits for a file, meets a full disk in a store, or rolls slowly.  Its zeros are
-written while nobody is near: a later sync of a record there then writes a page or
-two and changes no extent.  Writers that come too fast for that are not made to
-wait for the disk.
+waits for a file, meets a full disk in a store, or rolls slowly.  Once the tail
+leaves time for it, its zeros are written: a later sync of a record there then
+writes a page or two and changes no extent.  Writers that come too fast for that
+are not made to wait for the disk.  The next segment's file is made, and its name
+made durable, by a thread of its own while the present one is half full.
 
 This module knows prepared_lsn.  It may not know what is written into a piece.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from shmlog import files
@@ -28,10 +31,13 @@ from shmlog.layout import (
     CB_ROLLS,
     CB_WANTED_LIMIT,
 )
-from shmlog.live import LiveSegments
+from shmlog.live import Live, LiveSegments
 from shmlog.segment import Mark
 
 AHEAD_PIECES = 3
+"""To begin with; twice as many each time that pieces are wanted in quick succession."""
+QUIET_S = 0.05
+"""No piece was wanted for so long: time to write the zeros of those that are ready."""
 RETRY_S = 0.1
 NAP_S = 1.0
 
@@ -56,9 +62,14 @@ class Preparer:
         self._newest_mark = newest_mark
         self._fail = fail
         self._wanted = threading.Event()
+        self._ahead_pieces = AHEAD_PIECES
+        self._zeros: list[int] = []
+        self._next_lsn = -1
+        self._next_wanted = threading.Event()
 
     def wake(self) -> None:
         self._wanted.set()
+        self._next_wanted.set()
 
     def ask(self, reserved: int) -> None:
         """Told by the commit loop where the tail is."""
@@ -68,16 +79,26 @@ class Preparer:
     def _goal(self, reserved: int) -> int:
         """How far should be prepared: some pieces ahead, or as far as a writer waits for."""
         wanted = min(self._native.load(CB_WANTED_LIMIT), reserved + self._geometry.window_bytes)
-        return max(reserved + AHEAD_PIECES * self._geometry.piece_bytes - 1, wanted)
+        return max(reserved + self._ahead_pieces * self._geometry.piece_bytes - 1, wanted)
 
     def loop(self, stop: threading.Event) -> None:
         native, control = self._native, self._control
+        ready_at = wanted_at = 0.0  # when enough was ready; the same, once more was wanted
         while not stop.is_set() and not control.failed:
             prepared = native.load(CB_PREPARED_LSN)
             if self._goal(control.reserved_lsn) <= prepared:
-                self._wanted.wait(NAP_S)
+                if not self._wanted.wait(QUIET_S if self._zeros else NAP_S):
+                    self._sync_zeros()
+                    self._ahead_pieces = AHEAD_PIECES
+                else:
+                    wanted_at = ready_at
                 self._wanted.clear()
                 continue
+            now = time.monotonic()
+            if wanted_at and now - wanted_at < QUIET_S:
+                most = self._geometry.window_bytes // self._geometry.piece_bytes
+                self._ahead_pieces = max(AHEAD_PIECES, min(2 * self._ahead_pieces, most))
+            wanted_at = 0.0
             end = self._geometry.piece_end(prepared)
             try:
                 self._prepare(prepared, end)
@@ -89,21 +110,41 @@ class Preparer:
             native.store(CB_PREPARED_LSN, end)
             control.step()
             native.wake(CB_LIMIT_LSN)
-            if self._goal(control.reserved_lsn) <= end:
-                self._sync(end)
+            ready_at = time.monotonic()
+
+    def next_loop(self, stop: threading.Event) -> None:
+        """Make the next segment's file ahead of need; if that fails, loop() will meet and
+        report the same error when it needs it."""
+        while not stop.is_set():
+            self._next_wanted.wait(NAP_S)
+            self._next_wanted.clear()
+            if self._next_lsn >= 0 and not self._control.failed and not stop.is_set():
+                with contextlib.suppress(OSError):
+                    self._make(self._next_lsn)
+                self._next_lsn = -1
+
+    def _make(self, lsn: int) -> Live:
+        live, made = self._live.get_or_create(lsn, self._newest_mark())
+        if made:
+            self._native.add(CB_ROLLS, 1)
+        return live
 
     def _prepare(self, begin: int, end: int) -> None:
         if end > LSN_MAX:
             raise OSError(errno.EFBIG, "the log's address space is used up")
         geometry = self._geometry
-        live, made = self._live.get_or_create(begin, self._newest_mark())
-        if made:
-            self._native.add(CB_ROLLS, 1)
+        live = self._make(begin)
         at = geometry.file_offset(begin) // PAGE_BYTES * PAGE_BYTES
         stop = geometry.file_offset(begin) + end - begin
         files.allocate(live.prepare_fd, at, stop)
         live.mapping.populate(at, stop - at)
         live.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
+        first = geometry.segment_begin(begin)
+        if first not in self._zeros:
+            self._zeros.append(first)
+        if end - first >= geometry.segment_bytes // 2:
+            self._next_lsn = first + geometry.segment_bytes
+            self._next_wanted.set()
 
     def _report(self, error: OSError, begin: int, end: int) -> None:
         """Let waiting writers see why there is no room."""
@@ -112,8 +153,11 @@ class Preparer:
         self._native.store(CB_FULL_ERRNO, error.errno or errno.EIO)
         self._native.add(CB_PREPARE_TRIES, 1)
 
-    def _sync(self, end: int) -> None:
-        try:
-            os.fdatasync(self._live.get(end - 1).prepare_fd)
-        except OSError as error:
-            self._fail(error.errno or errno.EIO)
+    def _sync_zeros(self) -> None:
+        for first in self._zeros:
+            if self._live.exists(first):
+                try:
+                    os.fdatasync(self._live.get(first).prepare_fd)
+                except OSError as error:
+                    self._fail(error.errno or errno.EIO)
+        self._zeros.clear()

@@ -54,6 +54,7 @@ typedef struct {
     uint64_t record_bytes_max;
     uint64_t batch_bytes_max;
     _Atomic uint32_t free_claims; /* private to this process: which claims no thread uses */
+    _Atomic uint32_t lost_claims; /* held for good: a mapping faulted under their copy */
     _Atomic uint64_t ticket;      /* equals process_ticket while this handle is good; 0: closed */
 } writer_t;
 

@@ -667,6 +667,7 @@ static PyObject *Writer_attach(WriterObject *self, PyObject *args) {
     self->w.claims = slot + PT_CLAIMS;
     self->w.number = (uint16_t)number;
     atomic_store(&self->w.free_claims, (1u << CLAIM_COUNT) - 1);
+    atomic_store(&self->w.lost_claims, 0);
     atomic_store(&self->w.ticket, atomic_load(&process_ticket));
     Py_RETURN_NONE;
 }
@@ -674,7 +675,8 @@ static PyObject *Writer_attach(WriterObject *self, PyObject *args) {
 static PyObject *Writer_seal(WriterObject *self, PyObject *unused) {
     (void)unused;
     atomic_store(&self->w.ticket, 0);
-    return PyLong_FromLong((long)CLAIM_COUNT - __builtin_popcount(atomic_load(&self->w.free_claims)));
+    uint32_t idle = atomic_load(&self->w.free_claims) | atomic_load(&self->w.lost_claims);
+    return PyLong_FromLong((long)CLAIM_COUNT - __builtin_popcount(idle));
 }
 
 static PyObject *Writer_renew(WriterObject *self, PyObject *unused) {
@@ -863,6 +865,7 @@ static int append_all(WriterObject *self, const plan_t *plan, uint64_t *lsns, op
         if (outcome == OUTCOME_DONE)
             return 0;
         if (outcome == OUTCOME_FAULT) {
+            atomic_fetch_or(&self->w.lost_claims, 1u << t.claim_no);
             slow(self, SLOW_FAULT, t.begin, o); /* raises; the claim stays held */
             return -1;
         }
@@ -1163,7 +1166,10 @@ static int reservation_foreign(ReservationObject *r) { return r->generation != a
 static int reservation_abandon(ReservationObject *r) {
     if (!reservation_end(r) || reservation_foreign(r))
         return OUTCOME_DONE;
-    return abandon(&r->writer->w, &r->t, r->start);
+    int outcome = abandon(&r->writer->w, &r->t, r->start);
+    if (outcome == OUTCOME_FAULT)
+        atomic_fetch_or(&r->writer->w.lost_claims, 1u << r->t.claim_no);
+    return outcome;
 }
 
 static int reservation_publish(ReservationObject *r) {
@@ -1191,6 +1197,7 @@ static int reservation_publish(ReservationObject *r) {
     frame_seal(r->payload - FRAME_HEADER_BYTES, f, payload_crc(w->seed, r->payload, r->payload_bytes));
     options_t o = {0};
     if (guard_faulted(range) || guard_faulted(pad_range)) {
+        atomic_fetch_or(&w->lost_claims, 1u << r->t.claim_no);
         slow(r->writer, SLOW_FAULT, r->t.begin, &o);
         Py_XDECREF(o.deadline);
         return -1;
