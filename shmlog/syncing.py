@@ -41,8 +41,13 @@ SPIN_NS = 50_000
 """After a sync that somebody waited for: how long to watch for the next such wait."""
 PATIENCE_S = 0.0002, 0.01
 """Between looks at a record that is waited for but still being copied: at first, at most."""
+SEGMENTS_MAX = 32
+"""In one sync cycle, beside the one that holds durable_lsn."""
 SETTLE_AFTER_S = 1.0
 NAP_S = 1.0
+
+SYNC_SEGMENTS_MAX = 64
+"""The core takes so many descriptors in one sync; a longer backlog takes several."""
 
 log = logging.getLogger("shmlog.flusher")
 
@@ -131,11 +136,21 @@ class Syncer:
         self._sleeps_long = False
 
     def sync(self, target: int) -> None:
-        """Make everything below target durable, or latch the failure."""
-        durable = self._control.durable_lsn
-        if target <= durable:
-            return
+        """Make everything below target durable, or latch the failure; a few segments at a
+        time when a dead flusher has left many."""
+        geometry, control = self._geometry, self._control
+        while (durable := control.durable_lsn) < target and not control.failed:
+            most = geometry.segment_end(durable) + SEGMENTS_MAX * geometry.segment_bytes
+            self._sync_some(durable, min(target, most))
+
+    def _sync_some(self, durable: int, target: int) -> None:
         old, geometry = self.mark, self._geometry
+        most = SYNC_SEGMENTS_MAX * geometry.segment_bytes
+        while target > (reach := geometry.segment_begin(durable) + most):
+            self.sync(reach)
+            old, durable = self.mark, self._control.durable_lsn
+            if durable < reach:
+                return  # failed
         trimmed = self._control.trimmed_lsn
         self.mark = segment.Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
         if target <= geometry.segment_end(durable):
