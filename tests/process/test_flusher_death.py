@@ -120,6 +120,21 @@ def test_a_stopped_flusher_is_waited_for_and_never_replaced(log_path: Path) -> N
         assert_healthy(log)
 
 
+def test_a_backlog_of_many_segments_becomes_durable(log_path: Path) -> None:
+    """More segments than one sync takes, left by a flusher that syncs too seldom."""
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, sync_interval=10_000) as log:
+        lsns = [log.append(payload(1, n, 60_000), timeout=30) for n in range(150)]
+        log.wait_committed()
+        assert log.committed_lsn - log.durable_lsn > 128 * SEGMENT_BYTES
+        log.wait_durable(timeout=60)
+        assert log.durable_lsn > lsns[-1]
+        more = [log.append(payload(1, 150 + n, 60_000), timeout=30) for n in range(150)]
+        assert log.durable_lsn < more[0] + (64 << 10), "closing settles the second backlog"
+    with shmlog.open_readonly(log_path) as dead:
+        assert dead.recovery is not None and dead.recovery.case.value == "clean"
+        check_records(dead, {1: lsns + more})
+
+
 def test_flushers_started_by_hand_at_once_leave_exactly_one(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, flusher="external") as log:
         command = [sys.executable, "-m", "shmlog", "flush", str(log_path)]

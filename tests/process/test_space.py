@@ -229,7 +229,6 @@ def test_a_segment_cut_under_a_writer_fails_the_log_and_kills_nobody(log_path: P
     assert _cut_under_a_writer(log_path)[0] == "LogFailedError"
 
 
-@pytest.mark.xfail(strict=True, reason="the claim of the append that faulted is waited for")
 def test_a_handle_whose_segment_was_cut_can_be_closed(log_path: Path) -> None:
     assert _cut_under_a_writer(log_path)[1] == "returned"
 
