@@ -17,6 +17,7 @@ SEGMENT_BYTES_DEFAULT = 64 << 20
 WINDOW_BYTES_DEFAULT = 64 << 20
 SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = 64 << 10, 1 << 30
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 64 << 10, 1 << 30
+WINDOW_SEGMENTS_MAX = 1024
 PARTICIPANT_COUNT = 1024
 PIECE_BYTES = 8 << 20
 """A segment is allocated and faulted in by pieces of this size, ahead of the tail."""
@@ -43,6 +44,11 @@ class Geometry:
     def __post_init__(self) -> None:
         _power_of_two("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)
         _power_of_two("window_bytes", self.window_bytes, WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+        if self.window_bytes > WINDOW_SEGMENTS_MAX * self.segment_bytes:
+            raise ValueError(
+                f"window_bytes={self.window_bytes} is more than {WINDOW_SEGMENTS_MAX} segments of"
+                f" {self.segment_bytes} bytes: the flusher holds them all open"
+            )
 
     @property
     def piece_bytes(self) -> int:

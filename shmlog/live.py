@@ -16,7 +16,7 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shmlog import _native, files, segment
 from shmlog.directory import Directory
@@ -33,10 +33,31 @@ class Live:
     prepare_fd: int
     mapping: _native.Mapping
     memory: memoryview
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _syncing_zeros: bool = False
+    _closing: bool = False
+
+    def sync_zeros(self) -> None:
+        """fdatasync by the preparing side, which may go on while the syncing side closes
+        the segment; OSError as that raises it."""
+        with self._lock:
+            if self._closing:
+                return  # everything in it is durable by now
+            self._syncing_zeros = True
+        try:
+            os.fdatasync(self.prepare_fd)
+        finally:
+            with self._lock:
+                self._syncing_zeros = False
+                if self._closing:
+                    os.close(self.prepare_fd)
 
     def close(self) -> None:
-        os.close(self.sync_fd)
-        os.close(self.prepare_fd)
+        with self._lock:
+            self._closing = True
+            os.close(self.sync_fd)
+            if not self._syncing_zeros:
+                os.close(self.prepare_fd)
 
 
 class LiveSegments:
@@ -75,8 +96,12 @@ class LiveSegments:
                 self._identity.log_id, first, geometry.segment_bytes, mark.epoch, time.time_ns()
             )
             fd = segment.create(path, header, mark, geometry, self._mode)
-            with self._lock:
-                made = self._open[first] = self._adopt(first, fd)
+            with self._lock:  # another thread may have opened what has just got its name
+                made = self._open.get(first)
+                if made is None:
+                    made = self._open[first] = self._adopt(first, fd)
+                else:
+                    os.close(fd)
             return made, True
 
     def memory(self, lsn: int) -> memoryview:
@@ -85,6 +110,10 @@ class LiveSegments:
 
     def exists(self, lsn: int) -> bool:
         return os.path.lexists(segment_path(self._directory, lsn))
+
+    def opened(self, lsn: int) -> Live | None:
+        """The segment that holds lsn if it is open."""
+        return self._open.get(self._geometry.segment_begin(lsn))
 
     def newest_mark(self) -> segment.Mark | None:
         """The newest mark over all segment files."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -155,9 +154,10 @@ class Preparer:
 
     def _sync_zeros(self) -> None:
         for first in self._zeros:
-            if self._live.exists(first):
+            live = self._live.opened(first)
+            if live is not None:
                 try:
-                    os.fdatasync(self._live.get(first).prepare_fd)
+                    live.sync_zeros()
                 except OSError as error:
                     self._fail(error.errno or errno.EIO)
         self._zeros.clear()

@@ -15,6 +15,7 @@ import errno
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -85,6 +86,9 @@ def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
             return 0
         raise AttachError(f"{where.path} has a flusher already")
     sys.setswitchinterval(0.0005)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a window may span many segments
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         return _serve(where, lock, mode, sync_interval, linger=not detach)
     except BaseException:

@@ -46,9 +46,6 @@ SEGMENTS_MAX = 32
 SETTLE_AFTER_S = 1.0
 NAP_S = 1.0
 
-SYNC_SEGMENTS_MAX = 64
-"""The core takes so many descriptors in one sync; a longer backlog takes several."""
-
 log = logging.getLogger("shmlog.flusher")
 
 
@@ -144,13 +141,8 @@ class Syncer:
             self._sync_some(durable, min(target, most))
 
     def _sync_some(self, durable: int, target: int) -> None:
+        """One cycle: [durable, target)."""
         old, geometry = self.mark, self._geometry
-        most = SYNC_SEGMENTS_MAX * geometry.segment_bytes
-        while target > (reach := geometry.segment_begin(durable) + most):
-            self.sync(reach)
-            old, durable = self.mark, self._control.durable_lsn
-            if durable < reach:
-                return  # failed
         trimmed = self._control.trimmed_lsn
         self.mark = segment.Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
         if target <= geometry.segment_end(durable):
