@@ -29,7 +29,8 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog import directory, files, recovery, sidecar
+from shmlog import directory, files, recovery, segment, sidecar, syncing
+from shmlog.geometry import Geometry
 from shmlog.recovery import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -257,6 +258,26 @@ def test_damage_below_the_mark_is_an_error_that_touches_no_file(dead: Dead, boot
     assert raised.value.path == str(dead.file(victim)[0])
     assert raised.value.reason == "the checksum does not match"
     assert dead.snapshot() == before
+
+
+def test_a_mark_vouches_only_for_what_an_earlier_sync_made_durable(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that vouched for its own sync would call a torn tail corrupt."""
+    monkeypatch.setattr(syncing, "SETTLE_AFTER_S", 1e9)
+    where = directory.create(str(log_path), Geometry(SEGMENT_BYTES, SEGMENT_BYTES), 0o600)
+    path = log_path / "segments" / f"{0:020d}.seg"
+    with (
+        shmlog.open(log_path, flusher="external") as log,
+        Child(lambda wire: sidecar.run(str(log_path), 10_000.0, 0o600, False)) as flusher,
+    ):
+        for _ in range(5):
+            lsn = log.append(b"x", durable=True, timeout=30)
+            mark = segment.newest_mark(path.read_bytes()[:4096], where.identity.log_id)
+            assert mark is not None and mark.durable_lsn == lsn
+        log.close()
+        flusher.signal(15)
+        assert flusher.result() == 0
 
 
 def test_a_log_damaged_below_the_mark_is_not_opened_by_anything(dead: Dead) -> None:
