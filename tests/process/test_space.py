@@ -194,8 +194,8 @@ def test_a_flusher_with_a_file_size_limit_reports_it_to_writers(log_path: Path) 
 
 
 def _cut(path: Path) -> None:
-    newest = max((path / "segments").glob("*.seg"))
-    os.truncate(newest, 4096)
+    oldest = min((path / "segments").glob("*.seg"))
+    os.truncate(oldest, 4096)
 
 
 def _write_into_cut_segment(wire: Wire, path: Path) -> tuple[str, str]:
