@@ -13,6 +13,7 @@ This module knows open segment files.  It may not know watermarks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -71,6 +72,7 @@ class LiveSegments:
         self._open: dict[int, Live] = {}
         self._lock = threading.Lock()
         self._making = threading.Lock()
+        self._place = self._look()
 
     def get(self, lsn: int) -> Live:
         """The segment that holds lsn, opened at the first call."""
@@ -91,6 +93,10 @@ class LiveSegments:
         with self._making:
             if self.exists(first):
                 return self.get(first), False
+            if self._look() != self._place:
+                raise OSError(
+                    errno.ESTALE, "the log's directory was removed or replaced", self._directory.path
+                )
             path, geometry = segment_path(self._directory, first), self._geometry
             header = segment.Header(
                 self._identity.log_id, first, geometry.segment_bytes, mark.epoch, time.time_ns()
@@ -174,6 +180,14 @@ class LiveSegments:
             for live in self._open.values():
                 live.close()
             self._open.clear()
+
+    def _look(self) -> tuple[int, int] | None:
+        """What tells the directory from another one made at its path."""
+        try:
+            found = os.stat(self._directory.segments_path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _adopt(self, first: int, sync_fd: int) -> Live:
         path, geometry = segment_path(self._directory, first), self._geometry

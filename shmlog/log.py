@@ -157,7 +157,6 @@ class Log(Writer, Reading):
                     self._await_departure(joined, deadline)
             finally:
                 joined.lock.close()
-                sidecar.reap_all(deadline_after(1.0))
 
     def _await_departure(self, joined: Attachment, deadline: float) -> None:
         """The last one out: see the flusher off, so that nothing is left behind."""
@@ -325,7 +324,6 @@ _logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    sidecar.forget_children()
     for log in list(_logs):
         log._after_fork()
 

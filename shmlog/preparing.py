@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -133,6 +134,10 @@ class Preparer:
             raise OSError(errno.EFBIG, "the log's address space is used up")
         geometry = self._geometry
         live = self._make(begin)
+        size = os.fstat(live.prepare_fd).st_size
+        if size != geometry.file_bytes:  # allocating would make it whole again, with zeros for records
+            self._fail(errno.EFAULT)
+            raise OSError(errno.EFAULT, f"a segment file has {size} bytes, not {geometry.file_bytes}")
         at = geometry.file_offset(begin) // PAGE_BYTES * PAGE_BYTES
         stop = geometry.file_offset(begin) + end - begin
         files.allocate(live.prepare_fd, at, stop)

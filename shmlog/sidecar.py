@@ -1,7 +1,7 @@
 """Sidecar: the flusher as a process.
 
-Started on demand it detaches at once (its own session, no terminal, no child of
-the process that started it), writes to flusher.log in the log's directory, and
+Started on demand it is detached (its own session, no terminal, no child of the
+process that started it), writes to flusher.log in the log's directory, and
 leaves when the last participant has gone and all is durable.  Started by hand it
 stays until it is told to end: SIGTERM and SIGINT settle and exit.
 
@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 
-from shmlog import attachment, directory, files
+from shmlog import _native, attachment, directory, files
 from shmlog.attachment import Attachment, attach
 from shmlog.directory import Directory
 from shmlog.errors import AttachError
@@ -32,53 +32,30 @@ LOG_BYTES_MAX = 1 << 20
 
 log = logging.getLogger("shmlog.flusher")
 
-_started: list[int] = []
-
 
 def start(where: Directory, mode: int, sync_interval: float) -> None:
     """Start a flusher process for the log and return at once.  If one runs already,
-    the new one finds the lease taken and ends.  OSError if no process can be made."""
-    reap()
+    the new one finds the lease taken and ends.  It is no child of this process.
+    OSError if no process can be made."""
     python = os.environ.get("SHMLOG_PYTHON") or sys.executable
     if not python:
         raise OSError(errno.ENOENT, "no Python interpreter to run the flusher with; set SHMLOG_PYTHON")
     package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("COV_CORE_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, environment.get("PYTHONPATH"))))
+    environment = dict(os.environb)
+    paths = filter(None, (os.fsencode(package_parent), environment.get(b"PYTHONPATH")))
+    environment[b"PYTHONPATH"] = os.fsencode(os.pathsep).join(paths)
     arguments = [python, "-m", "shmlog", "flush", where.path, "--detach"]
     arguments += ["--sync-interval", repr(sync_interval), "--mode", f"{mode:o}"]
-    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
-    _started.append(os.posix_spawn(python, arguments, environment, file_actions=null, setsid=True))
-
-
-def reap() -> None:
-    """Collect the starters that have ended; they do so at once."""
-    for pid in list(_started):
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                continue
-        _started.remove(pid)
-
-
-def forget_children() -> None:
-    """In a forked child: the parent's starters are not ours."""
-    _started.clear()
-
-
-def reap_all(deadline: float) -> None:
-    while True:
-        reap()
-        if not _started or time.monotonic() >= deadline:
-            return
-        time.sleep(0.001)
+    _native.spawn_detached(
+        tuple(os.fsencode(argument) for argument in arguments),
+        tuple(key + b"=" + value for key, value in environment.items()),
+    )
 
 
 def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
     """Be the log's flusher; the exit status.  0 also when another one runs already and
     this one was started on demand."""
     where = directory.load(path)
-    if detach and os.fork():
-        os._exit(0)
     _set_up_logging(where, mode, detach)
     lock = LockFile(where.lock_path, mode)
     if not _take_lease(lock, patient=detach):

@@ -322,6 +322,10 @@ static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t
         SHMLOG_STEP("limit");
         old_limit = running ? limit : 0;
         atomic_store(limit_word, old_limit); /* LIMIT (release) */
+        /* Who fails the log stores the state, then limit 0.  Seeing it still running here
+         * means that its 0 comes after our limit. */
+        if (atomic_load(word_at(control, CB_STATE)) != STATE_RUNNING)
+            atomic_store(limit_word, old_limit = 0);
     }
     *out = (commit_t){.committed = committed, .reserved = reserved, .cleared = cleared, .limit = old_limit};
     return OUTCOME_DONE;

@@ -24,6 +24,7 @@
 
 #include "append.h"
 #include "fork.h"
+#include "spawn.h"
 #include "sync.h"
 #include "wait.h"
 
@@ -1569,6 +1570,50 @@ static PyObject *py_punch_hole(PyObject *module, PyObject *args) {
     Py_RETURN_FALSE;
 }
 
+/* A NULL-terminated array of the bytes objects' contents; valid as long as they are. */
+static char **string_array(PyObject *tuple) {
+    Py_ssize_t count = PyTuple_GET_SIZE(tuple);
+    char **array = PyMem_Calloc((size_t)count + 1, sizeof *array);
+    if (!array) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        array[i] = PyBytes_AsString(PyTuple_GET_ITEM(tuple, i));
+        if (!array[i]) {
+            PyMem_Free(array);
+            return NULL;
+        }
+    }
+    return array;
+}
+
+static PyObject *py_spawn_detached(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *arguments, *environment;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &arguments, &PyTuple_Type, &environment))
+        return NULL;
+    if (PyTuple_GET_SIZE(arguments) == 0)
+        return PyErr_Format(PyExc_ValueError, "no program");
+    char **argv = string_array(arguments), **envp = argv ? string_array(environment) : NULL;
+    int error = 0;
+    if (envp) {
+        Py_BEGIN_ALLOW_THREADS
+        error = spawn_detached(argv, envp);
+        Py_END_ALLOW_THREADS
+    }
+    int failed = !envp;
+    PyMem_Free(argv);
+    PyMem_Free(envp);
+    if (failed)
+        return NULL;
+    if (error) {
+        errno = error;
+        return PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, PyTuple_GET_ITEM(arguments, 0));
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_fork_generation(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
@@ -1592,6 +1637,8 @@ static PyMethodDef functions[] = {
      "byte_locked(fd, byte, count=1)\n--\n\nWhether another open file description holds a lock on any of the bytes."},
     {"punch_hole", py_punch_hole, METH_VARARGS,
      "punch_hole(fd, offset, bytes)\n--\n\nGive a range's blocks back, leaving zeros; False where the file system cannot."},
+    {"spawn_detached", py_spawn_detached, METH_VARARGS,
+     "spawn_detached(arguments, environment)\n--\n\nStart a program that is nobody's child, from tuples of bytes."},
     {"fork_generation", py_fork_generation, METH_NOARGS, "fork_generation()\n--\n\nChanges in every forked child."},
 #ifdef SHMLOG_STEPS
     {"set_step_hook", set_step_hook, METH_O, "set_step_hook(hook)\n--\n\nTest build: called before every shared store."},

@@ -221,9 +221,6 @@ def test_a_log_opened_by_a_link_and_by_another_name_is_the_same_log(log_path: Pa
         assert [record.lsn for record in first.read()] == [lsn]
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the old log's flusher may make its next segment in the new log's place"
-)
 def test_a_log_deleted_and_made_anew_at_its_path_is_another_log(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as old:
         old.append(b"old", durable=True)

@@ -287,3 +287,19 @@ def test_a_child_does_not_join_another_log_that_took_the_path_of_its_handle(
             assert [bytes(record.data) for record in fresh.read()] == [b"new"]
         shutil.rmtree(log_path)
         old.rename(log_path)
+
+
+def test_the_flusher_is_no_child_of_the_process_that_started_it(log_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            with shmlog.open(log_path, create=True) as log:
+                log.append(b"x", durable=True)
+                with contextlib.suppress(ChildProcessError):
+                    os.wait()  # would also find one that has ended
+                    os._exit(2)
+                status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
