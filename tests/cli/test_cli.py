@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import block_path, flusher_of, lose_shared_memory, nobody_lives, until
+from support.processes import block_path, flusher_of, lose_shared_memory, nobody_lives
 
 import shmlog
 
@@ -204,7 +204,6 @@ def test_flush_serves_external_handles_and_settles_when_told_to_end(
 def test_a_second_flush_is_refused(log_path: Path) -> None:
     shmlog.open(log_path, create=True).close()
     with flusher_of(log_path) as process:
-        until(lambda: block_path(log_path).exists())
         assert b"has a flusher already" in _run("flush", log_path, status=1).stderr
         process.terminate()
         assert process.wait(30) == 0

@@ -22,9 +22,7 @@ from support.processes import (
     flusher_pid,
     kill_everybody,
     lose_shared_memory,
-    nobody_lives,
     payload,
-    until,
 )
 
 import shmlog
@@ -64,7 +62,6 @@ def test_a_block_removed_while_participants_live_is_never_made_a_second_time(log
 def test_a_block_removed_while_only_the_flusher_lives_is_not_made_a_second_time(log_path: Path) -> None:
     shmlog.open(log_path, create=True).close()
     with flusher_of(log_path) as process:
-        until(lambda: not nobody_lives(log_path) and block_path(log_path).exists())
         with _hidden_block(log_path), pytest.raises(shmlog.AttachError, match="is not here"):
             shmlog.open(log_path)
         process.terminate()

@@ -336,10 +336,13 @@ def stopped(pid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def flusher_of(path: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A flusher that the test runs itself, as `shmlog flush`."""
+    """A flusher that the test runs itself, as `shmlog flush`; it serves when this yields."""
     command = [sys.executable, "-m", "shmlog", "flush", str(path), *arguments]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begins = f"begins (pid {process.pid})"
+    own_log = Path(path, "flusher.log")
     try:
+        until(lambda: own_log.exists() and begins in own_log.read_text(), "the flusher serves")
         yield process
     finally:
         if process.poll() is None:
