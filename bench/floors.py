@@ -84,6 +84,19 @@ def semaphore_round_trips(rounds: int, rest_s: float, time_limit_s: float) -> li
     return list(samples)
 
 
+def semaphore_relay(rounds: int, rest_s: float, time_limit_s: float) -> list[int]:
+    """Latencies, in nanoseconds, from one process to another that sleeps, by way of a third
+    that sleeps too: what any log must take whose writers do not wake its readers."""
+    with _semaphores() as names, contextlib.closing(mmap.mmap(-1, 8 * rounds)) as stamps:
+        targets: list[Target] = [
+            (_receive, (names, stamps, rounds)),
+            (_echo, (names, rounds)),
+            (_send, (names, stamps, rounds, rest_s)),
+        ]
+        samples, _relayed, _sent = run_workers(targets, time_limit_s)
+    return list(samples)
+
+
 @contextlib.contextmanager
 def _semaphores() -> Iterator[tuple[str, str]]:
     posix_ipc = _posix_ipc()
@@ -111,6 +124,27 @@ def _echo(barrier: Barrier, names: tuple[str, str], rounds: int) -> None:
     for _ in range(rounds):
         there.acquire()
         back.release()
+
+
+def _send(barrier: Barrier, names: tuple[str, str], stamps: mmap.mmap, rounds: int, rest_s: float) -> None:
+    there = _posix_ipc().Semaphore(names[0])
+    begun_ns = np.frombuffer(stamps, np.int64)
+    barrier.wait()
+    for index in range(rounds):
+        time.sleep(rest_s)
+        begun_ns[index] = time.monotonic_ns()
+        there.release()
+
+
+def _receive(barrier: Barrier, names: tuple[str, str], stamps: mmap.mmap, rounds: int) -> list[int]:
+    back = _posix_ipc().Semaphore(names[1])
+    begun_ns = np.frombuffer(stamps, np.int64)
+    samples = []
+    barrier.wait()
+    for index in range(rounds):
+        back.acquire()
+        samples.append(time.monotonic_ns() - int(begun_ns[index]))
+    return samples
 
 
 def _ping(barrier: Barrier, names: tuple[str, str], rounds: int, rest_s: float) -> list[int]:

@@ -2,7 +2,8 @@
 
 Every contender rests between rounds, so that the receiver really sleeps. The
 record carries the time of its append; CLOCK_MONOTONIC is one clock for all
-processes. The baseline is a semaphore's round trip, there and back.
+processes. The baseline is a semaphore's round trip, there and back. The relay has
+the shape that a log with a flusher has: the writer wakes it, and it wakes the reader.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from bench.floors import semaphore_round_trips
+from bench.floors import semaphore_relay, semaphore_round_trips
 from bench.harness import Contender, Goal, Heat, Options, Outcome, latency, main
 from bench.subject import flusher_seen_off, open_log, require_shmlog
 from bench.workers import CONTEXT, in_child, run_workers
@@ -38,6 +39,9 @@ def heats(options: Options) -> Iterator[Heat]:
 
     def semaphores(_directory: Path) -> Outcome:
         return Outcome(latency(semaphore_round_trips(rounds, REST_S, options.time_limit_s)))
+
+    def relay(_directory: Path) -> Outcome:
+        return Outcome(latency(semaphore_relay(rounds, REST_S, options.time_limit_s)))
 
     def pipe(_directory: Path) -> Outcome:
         ends = os.pipe()
@@ -64,6 +68,7 @@ def heats(options: Options) -> Iterator[Heat]:
         title=f"wake-up, {RECORD_BYTES} B",
         contenders=[
             Contender(BASELINE, semaphores, "there and back"),
+            Contender("semaphore relay", relay, "one way, by way of a third process"),
             Contender("pipe", pipe, "one way"),
             Contender("multiprocessing.Queue", mp_queue, "one way, by its feeder thread"),
             Contender("shmlog tail", tail, "one way, by way of the flusher"),
