@@ -117,6 +117,8 @@ def _append(barrier: Barrier, directory: Path, stamped: Iterator[Callable[[], by
 
 def _tail(barrier: Barrier, directory: Path, rounds: int) -> list[int]:
     with open_log(directory) as log:
+        log.append(b"so that the flusher runs")
+        log.wait_committed()
         records = log.tail(start=log.committed_lsn, timeout=RECEIVE_TIMEOUT_S)
         barrier.wait()
         return [_since(record.data) for record in islice(records, rounds)]

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, SupportsIndex, final
+from typing import Any, Self, SupportsIndex, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
+
+_Record = TypeVar("_Record", bound=tuple[Any, ...])
 
 Bytes = Buffer | npt.NDArray[Any] | np.generic
 
@@ -27,6 +29,18 @@ WAIT_FAILED: int
 
 def crc32c(data: Buffer, seed: int = 0, /) -> int: ...
 def crc32c_table(data: Buffer, seed: int = 0, /) -> int: ...
+def records(
+    mapping: Mapping,
+    base_lsn: int,
+    begin_lsn: int,
+    stop_lsn: int,
+    end_lsn: int,
+    seed: int,
+    verify: bool,
+    most: int,
+    type: type[_Record],
+    /,
+) -> tuple[list[_Record], int, int]: ...
 def walk(
     buffer: Buffer,
     base_lsn: int,

@@ -30,8 +30,6 @@ from shmlog.holes import Busy, Hole, fill_hole, find_hole
 from shmlog.layout import (
     CB_COMMIT_SLEEP,
     CB_COMMITS,
-    CB_COMMITTED_LSN,
-    CB_LIMIT_LSN,
     CB_PREPARED_LSN,
     CB_SYNC_SLEEP,
     CB_WANTED_COMMITTED,
@@ -169,18 +167,14 @@ class Flusher:
 
     def _commit_loop(self) -> None:
         native = self._native
-        previous = previous_limit = -1
+        previous = -1
         progress_at = retired_at = time.monotonic()
         stuck_s = PACE_S
         while not self._told_to_stop:
             committed, reserved, _, limit = self._control.step()
             now = time.monotonic()
             progressed = committed != previous
-            if limit != previous_limit:
-                previous_limit = limit
-                native.wake(CB_LIMIT_LSN)
             if progressed:
-                native.wake(CB_COMMITTED_LSN)
                 native.add(CB_COMMITS, 1)
                 previous, progress_at, stuck_s = committed, now, PACE_S / 4
                 self._syncer.committed()

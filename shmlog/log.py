@@ -270,8 +270,7 @@ class Log(Writer, Reading):
     def _tail(self, begin: int, seconds: float | None) -> Iterator[Record]:
         while True:
             _, committed = self._bounds()
-            for batch in self._reader.batches(begin, committed):
-                yield from batch
+            yield from self._reader.records(begin, committed, committed)
             begin = max(begin, committed)
             wait_s = 3600.0 if seconds is None else seconds
             if not self._waiting.until(COMMITTED, begin + 1, deadline_after(wait_s)) and seconds is not None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 BATCH_RECORDS = 1 << 16
+RECORDS_AT_ONCE = 64
+"""Made in one go by read(): few, so that a slow consumer holds few views."""
 
 
 class Record(NamedTuple):
@@ -165,24 +167,39 @@ class Reader:
     ) -> Iterator[RecordBatch]:
         """Yield the batches of [start, stop).  Both bounds are frame boundaries below
         committed_lsn; ValueError if no record begins at start."""
-        begin = start
-        for low, high in (*self._holes, (stop, stop)):
-            yield from self._between(begin, min(low, stop), start, tag, verify, records)
-            begin = max(begin, high)
-
-    def _between(
-        self, begin: int, stop: int, start: int, tag: int | None, verify: bool, records: int
-    ) -> Iterator[RecordBatch]:
-        while begin < stop:
-            first = self._geometry.segment_begin(begin)
-            bound = min(stop, first + self._geometry.segment_bytes)
-            mapping = self._map(begin)
-            while begin < bound:
-                batch, begin, problem = self._batch(mapping, first, begin, bound, tag, verify, records)
+        for first, begin, bound in self._pieces(start, stop):
+            mapping, at = self._map(begin), begin
+            while at < bound:
+                batch, at, problem = self._batch(mapping, first, at, bound, tag, verify, records)
                 if len(batch):
                     yield batch
                 if problem:
-                    self._refuse(mapping, begin, start, problem)
+                    self._refuse(mapping, at, start, problem)
+
+    def records(self, start: int, stop: int, end: int, verify: bool = True) -> Iterator[Record]:
+        """Yield the records that begin in [start, stop); as batches() of [start, end), of
+        which every frame ends by end."""
+        for first, begin, bound in self._pieces(start, end):
+            mapping, at = self._map(begin), begin
+            while at < bound and at < stop:
+                found, at, problem = _native.records(
+                    mapping, first, at, stop, bound, self._seed, verify, RECORDS_AT_ONCE, Record
+                )
+                yield from found
+                if problem:
+                    self._refuse(mapping, at, start, problem)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """[start, stop) without the holes, cut at the segments: (the segment's first LSN,
+        begin, end)."""
+        begin = start
+        for low, high in (*self._holes, (stop, stop)):
+            while begin < min(low, stop):
+                first = self._geometry.segment_begin(begin)
+                end = min(low, stop, first + self._geometry.segment_bytes)
+                yield first, begin, end
+                begin = end
+            begin = max(begin, high)
 
     def _batch(
         self,
@@ -268,8 +285,8 @@ class Reading:
         what is committed now). Does not block. Raises TrimmedError, ValueError when no
         record begins at start, CorruptionError; verify=False skips the checksums.
         """
-        for batch in self.read_batches(start, stop, verify=verify):
-            yield from batch
+        begin, end = self._range(start, stop)
+        return self._reader.records(begin, end, self._bounds()[1], verify)
 
     def read_batches(
         self,

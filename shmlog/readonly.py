@@ -84,8 +84,7 @@ class ReadonlyLog(Reading):
         while True:
             _, committed = self._bounds()
             if committed > begin:
-                for batch in self._reader.batches(begin, committed):
-                    yield from batch
+                yield from self._reader.records(begin, committed, committed)
                 begin, quiet_since, pause_s = committed, time.monotonic(), 0.0005
                 continue
             if seconds is not None and time.monotonic() - quiet_since >= seconds:

@@ -33,6 +33,7 @@
 #include "frame.h"
 #include "guard.h"
 #include "layout.h"
+#include "wait.h"
 
 typedef struct {
     _Atomic uint64_t key; /* segment number + 1; 0: empty */
@@ -283,7 +284,7 @@ typedef struct {
 } commit_t;
 
 /* Finish what a dead flusher left uncleared, scan, commit, clear, raise the limit:
- * in this order (B2, B3).  Only the holder of the flusher lease calls it, one
+ * in this order (B2, B3), and wake who waits for what was stored.  Only the holder of the flusher lease calls it, one
  * thread at a time. */
 static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t window_bytes, commit_t *out) {
     shared_u64 *committed_word = word_at(control, CB_COMMITTED_LSN);
@@ -305,6 +306,7 @@ static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t
     if (next > committed) {
         SHMLOG_STEP("commit");
         atomic_store(committed_word, next); /* COMMIT */
+        wake_if_wanted(control, CB_COMMITTED_LSN, CB_WANTED_COMMITTED, committed);
         if (bitmap_clear(bitmap, committed >> GRANULE_SHIFT, next >> GRANULE_SHIFT))
             return OUTCOME_DIED;
         SHMLOG_STEP("cleared");
@@ -319,6 +321,7 @@ static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t
     /* A failed log has limit 0, which sends every append to the slow path. */
     int running = atomic_load(word_at(control, CB_STATE)) == STATE_RUNNING;
     if (running ? limit > old_limit : old_limit != 0) {
+        uint64_t woken_above = running ? old_limit : 0;
         SHMLOG_STEP("limit");
         old_limit = running ? limit : 0;
         atomic_store(limit_word, old_limit); /* LIMIT (release) */
@@ -326,6 +329,7 @@ static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t
          * means that its 0 comes after our limit. */
         if (atomic_load(word_at(control, CB_STATE)) != STATE_RUNNING)
             atomic_store(limit_word, old_limit = 0);
+        wake_if_wanted(control, CB_LIMIT_LSN, CB_WANTED_LIMIT, woken_above);
     }
     *out = (commit_t){.committed = committed, .reserved = reserved, .cleared = cleared, .limit = old_limit};
     return OUTCOME_DONE;

@@ -17,7 +17,7 @@
  *   WANTED     waiter: raise wanted_*, then load  flusher: store sleep word, then  both miss: nobody wakes
  *              the sleep word (all seq_cst)       load wanted_* (all seq_cst)      the flusher
  *   WAKE       flusher: store a watermark, then   waiter: futex wait on the value  a wait lasts its whole
- *              futex wake on it                   it saw; the kernel compares      slice
+ *              load wanted_*, futex wake          it saw; the kernel compares      slice
  *
  * SHMLOG_STEP(label) is nothing in the shipped build.  The test build defines
  * it as a point at which a scheduler may switch to another participant or let

@@ -83,10 +83,9 @@ static inline void frame_seal_filler(uint8_t *at, uint8_t kind, uint64_t lsn, ui
     frame_seal(at, f, seed);
 }
 
-/* Is there a valid frame at `lsn`?  `at` is its address, `room` the bytes from
+/* Rules (1) to (4) for a frame at `lsn`.  `at` is its address, `room` the bytes from
  * there to the bound.  On success *out is the checked copy. */
-static inline enum frame_problem frame_check(const uint8_t *at, uint64_t lsn, uint64_t room, uint32_t seed,
-                                             int verify, frame_t *out) {
+static inline enum frame_problem frame_header_check(const uint8_t *at, uint64_t lsn, uint64_t room, frame_t *out) {
     if (room < FRAME_HEADER_BYTES)
         return FRAME_OUT_OF_BOUNDS;
     frame_t f;
@@ -99,16 +98,22 @@ static inline enum frame_problem frame_check(const uint8_t *at, uint64_t lsn, ui
         return FRAME_BAD_KIND;
     if (f.lsn != lsn)
         return FRAME_BAD_LSN;
-    if (frame_bytes(f.payload_bytes) > room)
-        return FRAME_BAD_LENGTH;
-    if (verify) {
-        uint32_t crc = seed;
-        if (f.kind == KIND_DATA)
-            crc = crc32c(crc, at + FRAME_HEADER_BYTES, f.payload_bytes);
-        if (frame_crc(crc, &f) != f.crc32c)
-            return FRAME_BAD_CHECKSUM;
-    }
-    return FRAME_VALID;
+    return frame_bytes(f.payload_bytes) > room ? FRAME_BAD_LENGTH : FRAME_VALID;
+}
+
+/* Rule (5), of a frame whose header passed. */
+static inline enum frame_problem frame_sum_check(const uint8_t *at, const frame_t *f, uint32_t seed) {
+    uint32_t crc = seed;
+    if (f->kind == KIND_DATA)
+        crc = crc32c(crc, at + FRAME_HEADER_BYTES, f->payload_bytes);
+    return frame_crc(crc, f) != f->crc32c ? FRAME_BAD_CHECKSUM : FRAME_VALID;
+}
+
+/* Is there a valid frame at `lsn`?  As frame_header_check, and with `verify` rule (5). */
+static inline enum frame_problem frame_check(const uint8_t *at, uint64_t lsn, uint64_t room, uint32_t seed,
+                                             int verify, frame_t *out) {
+    enum frame_problem problem = frame_header_check(at, lsn, room, out);
+    return problem == FRAME_VALID && verify ? frame_sum_check(at, out, seed) : problem;
 }
 
 /* Where the caller wants the columns of an index; any may be NULL. */

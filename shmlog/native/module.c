@@ -1456,6 +1456,76 @@ out:
     return result;
 }
 
+/* One instance of `type`, a tuple of (lsn, time_ns, tag, writer, data). */
+static PyObject *make_record(PyTypeObject *type, const frame_t *f, PyObject *memory, uint64_t payload_at) {
+    PyObject *record = type->tp_alloc(type, 5);
+    PyObject *begin = PyLong_FromUnsignedLongLong(payload_at);
+    PyObject *end = PyLong_FromUnsignedLongLong(payload_at + f->payload_bytes);
+    PyObject *slice = begin && end ? PySlice_New(begin, end, NULL) : NULL;
+    Py_XDECREF(begin);
+    Py_XDECREF(end);
+    if (record && slice) {
+        PyTuple_SET_ITEM(record, 0, PyLong_FromUnsignedLongLong(f->lsn));
+        PyTuple_SET_ITEM(record, 1, PyLong_FromLongLong(f->time_ns));
+        PyTuple_SET_ITEM(record, 2, PyLong_FromUnsignedLong(f->tag));
+        PyTuple_SET_ITEM(record, 3, PyLong_FromUnsignedLong(f->writer));
+        PyTuple_SET_ITEM(record, 4, PyObject_GetItem(memory, slice));
+    }
+    Py_XDECREF(slice);
+    for (Py_ssize_t i = 0; record && i < 5; i++)
+        if (!PyTuple_GET_ITEM(record, i))
+            Py_CLEAR(record);
+    return record;
+}
+
+/* The segment's first frame, at base_lsn, follows its header in the mapping. */
+static PyObject *py_records(PyObject *module, PyObject *args) {
+    (void)module;
+    MappingObject *mapping;
+    PyTypeObject *type;
+    unsigned long long base_lsn, lsn, stop_lsn, end_lsn;
+    unsigned int seed;
+    int verify;
+    Py_ssize_t most;
+    if (!PyArg_ParseTuple(args, "O!KKKKIpnO!", &Mapping_Type, &mapping, &base_lsn, &lsn, &stop_lsn, &end_lsn, &seed,
+                          &verify, &most, &PyType_Type, &type))
+        return NULL;
+    Py_buffer whole = {.len = (Py_ssize_t)mapping->bytes - SEGMENT_HEADER_BYTES};
+    if (!PyType_IsSubtype(type, &PyTuple_Type) || type->tp_itemsize != sizeof(PyObject *))
+        return PyErr_Format(PyExc_TypeError, "%s is no kind of tuple", type->tp_name);
+    if (whole.len < 0 || walk_bounds(&whole, base_lsn, lsn, end_lsn) != 0)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "the mapping is too small for a segment");
+    PyObject *memory = PyMemoryView_FromObject((PyObject *)mapping), *records = PyList_New(0);
+    enum frame_problem problem = FRAME_VALID;
+    int failed = !memory || !records;
+    while (!failed && lsn < stop_lsn && lsn < end_lsn && PyList_GET_SIZE(records) < most) {
+        frame_t f;
+        uint64_t offset = SEGMENT_HEADER_BYTES + (lsn - base_lsn);
+        const uint8_t *at = mapping->base + offset;
+        problem = frame_header_check(at, lsn, end_lsn - lsn, &f);
+        if (problem == FRAME_VALID && verify) {
+            PyThreadState *released = f.payload_bytes >= RELEASE_GIL_BYTES ? PyEval_SaveThread() : NULL;
+            problem = frame_sum_check(at, &f, seed);
+            if (released)
+                PyEval_RestoreThread(released);
+        }
+        if (problem != FRAME_VALID)
+            break;
+        if (f.kind == KIND_DATA) {
+            PyObject *record = make_record(type, &f, memory, offset + FRAME_HEADER_BYTES);
+            failed = !record || PyList_Append(records, record) != 0;
+            Py_XDECREF(record);
+        }
+        lsn += frame_bytes(f.payload_bytes);
+    }
+    Py_XDECREF(memory);
+    if (failed) {
+        Py_XDECREF(records);
+        return NULL;
+    }
+    return Py_BuildValue("NKi", records, (unsigned long long)lsn, (int)problem);
+}
+
 static PyObject *py_find_frame(PyObject *module, PyObject *args) {
     (void)module;
     Py_buffer view;
@@ -1623,6 +1693,10 @@ static PyObject *py_fork_generation(PyObject *module, PyObject *unused) {
 static PyMethodDef functions[] = {
     {"crc32c", py_crc32c, METH_VARARGS, "crc32c(data, seed=0)\n--\n\nCRC-32C by the fastest path of this machine."},
     {"crc32c_table", py_crc32c_table, METH_VARARGS, "crc32c_table(data, seed=0)\n--\n\nCRC-32C by the portable path."},
+    {"records", py_records, METH_VARARGS,
+     "records(mapping, base_lsn, begin_lsn, stop_lsn, end_lsn, seed, verify, most, type)\n--\n\n"
+     "The DATA frames of a mapped segment that begin in [begin_lsn, stop_lsn) and end by end_lsn, at most\n"
+     "so many, as instances of a tuple type: ([(lsn, time_ns, tag, writer, data)], next_lsn, problem)."},
     {"walk", py_walk, METH_VARARGS,
      "walk(buffer, base_lsn, begin_lsn, end_lsn, seed, verify, tag, stop_at_gap, columns)\n--\n\n"
      "Index the DATA frames of a range: (count, next_lsn, whole_lsn, problem)."},

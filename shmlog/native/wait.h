@@ -74,6 +74,14 @@ static inline void raise_to(shared_u64 *word, uint64_t value) {
         ;
 }
 
+/* After storing a watermark that was `old`: wake its waiters if there can be any.  The
+ * store and this load, the waiter's raise and its load of the watermark are all
+ * seq_cst: either we see what is wanted, or the waiter sees what we stored. */
+static inline void wake_if_wanted(uint8_t *control, uint64_t watermark, uint64_t wanted, uint64_t old) {
+    if (atomic_load(word_at(control, wanted)) > old)
+        word_wake(word_at(control, watermark));
+}
+
 /* Watch a word for at most ns; whether it is at least target.  Gives the core up
  * again and again, so that whoever has to move the word can run. */
 static inline int word_spin(shared_u64 *word, uint64_t target, uint64_t ns) {

@@ -173,3 +173,35 @@ def test_seek_time_finds_the_first_record_at_or_after_a_time(log_path: Path) -> 
             assert log.seek_time(record.time_ns) == expected
         assert log.seek_time(0) == records[0].lsn
         assert log.seek_time(records[-1].time_ns + 1) == log.committed_lsn
+
+
+def test_records_one_by_one_are_those_of_the_batches(log_path: Path) -> None:
+    """Over fillers, segment ends, records larger than the GIL is held for, and any bounds."""
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        for n in range(60):
+            log.append(bytes([n]) * (n * 31 % 700), tag=n, timeout=30)
+            if n % 7 == 0:
+                log.reserve(100, tag=n).abort()
+            if n % 20 == 0:
+                log.append(bytes([n]) * 40_000, tag=n, timeout=30)
+        log.wait_committed(timeout=30)
+        by_batch = [record for batch in log.read_batches() for record in batch]
+        assert len(by_batch) == 63
+        assert list(log.read()) == list(log.read(verify=False)) == by_batch
+        assert [bytes(record.data) for record in log.read()] == [bytes(record.data) for record in by_batch]
+        for record in log.read():
+            assert type(record) is shmlog.Record and record.data.readonly
+        lsns = [record.lsn for record in by_batch]
+        for start, stop in ((0, 10), (5, 5), (12, 50), (59, 63)):
+            end = lsns[stop] if stop < len(lsns) else None
+            assert [record.lsn for record in log.read(lsns[start], end)] == lsns[start:stop]
+            if end is not None:
+                assert [record.lsn for record in log.read(lsns[start], end + 1)] == lsns[start : stop + 1]
+
+
+def test_read_checks_its_arguments_at_once(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        with pytest.raises(TypeError, match="start must be an LSN"):
+            log.read("0")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="must not be negative"):
+            log.read(stop=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import pathlib
 import struct
 
 import numpy as np
@@ -221,3 +222,28 @@ def test_a_filler_header_covers_its_range(kind: int) -> None:
 def test_a_filler_that_cannot_be_is_refused(kind: int, size: int, writer: int) -> None:
     with pytest.raises(ValueError, match="filler"):
         _native.filler(kind, BASE, size, 0, writer, SEED)
+
+
+def test_records_of_a_mapping_refuse_what_they_cannot_make(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "segment"
+    path.write_bytes(bytes(4096) + THREE + bytes(4096))
+    with path.open("rb") as file:
+        mapping = _native.Mapping(file.fileno(), path.stat().st_size, False)
+    end = BASE + len(THREE)
+    made, at, problem = _native.records(mapping, BASE, BASE, end, end, SEED, True, 9, tuple)
+    assert (at, problem) == (end, VALID)
+    assert [record[:4] for record in made] == [(BASE + at, 99, 7, 3) for at in (0, 64, 96)]
+    assert [len(record[4]) for record in made] == [5, 0, 100]
+    assert _native.records(mapping, BASE, BASE, BASE + 1, end, SEED, True, 9, tuple)[1] == BASE + 64
+    assert _native.records(mapping, BASE, BASE, end, end, SEED, True, 2, tuple)[1] == BASE + 96
+    assert _native.records(mapping, BASE, BASE, end, end, SEED + 1, True, 9, tuple) == (
+        [],
+        BASE,
+        BAD_CHECKSUM,
+    )
+    for kind in (list, int, type):
+        with pytest.raises(TypeError, match="no kind of tuple"):
+            _native.records(mapping, BASE, BASE, end, end, SEED, True, 9, kind)  # type: ignore[type-var]
+    for begin, bound in ((BASE - 32, end), (end, BASE), (BASE, end + 8192), (BASE + 1, end)):
+        with pytest.raises(ValueError, match="is not inside"):
+            _native.records(mapping, BASE, begin, bound, bound, SEED, True, 9, tuple)
