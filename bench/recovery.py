@@ -1,7 +1,9 @@
 """Opening a log again: closed, killed, and killed with its control block lost; and verifying it.
 
-The writer and the flusher are killed before anything was synced, so recovery has
-every byte to check; the floor is CRC-32C over as many bytes in memory.
+Recovery is timed at its worst, killed before anything was synced, so that every byte
+must be checked and written to the disk, and as it is in use, with the default sync
+interval.  The floors are CRC-32C over as many bytes in memory and, for what must
+become durable, a plain write and fdatasync of them.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from bench.workers import CONTEXT, WorkerError, in_child
 RECORD_BYTES = 1024
 SIZES_MB = (16, 64, 256, 1024)
 NEVER_S = 86400.0
+SYNC_S = 0.01
+"""shmlog's default sync interval"""
 COLUMNS = ("seconds", "mb_per_s")
 BASELINE = "CRC-32C over memory"
 
@@ -56,9 +60,11 @@ def recovering(options: Options, job: Job) -> Heat:
         title=f"recover and verify {total / 1e6:.0f} MB of {RECORD_BYTES} B records",
         contenders=[
             Contender(BASELINE, crc, "the crc32c package"),
+            Contender("write + fdatasync", _write_and_sync(total), "as many bytes to a new file"),
             Contender("shmlog open, closed", _measure(_close, _open, job)),
             Contender("shmlog open, killed", _measure(_kill, _open, job), "control block still there"),
-            Contender("shmlog recover", _measure(_kill_and_lose_block, _open, job), "killed, block lost"),
+            Contender("shmlog recover", _measure(_lose(SYNC_S), _open, job), "killed, block lost"),
+            Contender("shmlog recover, never synced", _measure(_lose(NEVER_S), _open, job), "the same"),
             Contender("shmlog verify", _measure(_close, _verify, job)),
         ],
         columns=COLUMNS,
@@ -113,7 +119,8 @@ def _measure(
 
 
 def _open(log: Path) -> float:
-    import shmlog.log  # noqa: F401 - so that the time does not include the import
+    import shmlog.log
+    import shmlog.recovery  # noqa: F401 - so that the time does not include the import
 
     begin_ns = time.monotonic_ns()
     with open_log(log):
@@ -121,7 +128,7 @@ def _open(log: Path) -> float:
 
 
 def _verify(log: Path) -> float:
-    from shmlog import verify
+    from shmlog.operations import verify
 
     begin_ns = time.monotonic_ns()
     report = verify(str(log))
@@ -140,8 +147,8 @@ def _close(log: Path, job: Job) -> None:
     in_child(fill, log, job, time_limit_s=job.time_limit_s)
 
 
-def _kill(log: Path, job: Job) -> None:
-    child = CONTEXT.Process(target=_fill_and_die, args=(log, job))
+def _kill(log: Path, job: Job, sync_interval: float = NEVER_S) -> None:
+    child = CONTEXT.Process(target=_fill_and_die, args=(log, job, sync_interval))
     child.start()
     child.join(job.time_limit_s)
     if child.exitcode != -signal.SIGKILL:
@@ -151,8 +158,8 @@ def _kill(log: Path, job: Job) -> None:
     kill_flusher(log)
 
 
-def _fill_and_die(log: Path, job: Job) -> None:
-    opened = create_log(log, job.records_max * RECORD_BYTES, sync_interval=NEVER_S)
+def _fill_and_die(log: Path, job: Job, sync_interval: float) -> None:
+    opened = create_log(log, job.records_max * RECORD_BYTES, sync_interval=sync_interval)
     append_rows(opened, job)
     opened.wait_committed()
     # The flusher first: left alone for a moment it would settle the log.
@@ -160,10 +167,28 @@ def _fill_and_die(log: Path, job: Job) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill_and_lose_block(log: Path, job: Job) -> None:
-    _kill(log, job)
-    for path in shared_memory_of(log):
-        path.unlink()
+def _lose(sync_interval: float) -> Callable[[Path, Job], None]:
+    def leave(log: Path, job: Job) -> None:
+        _kill(log, job, sync_interval)
+        for path in shared_memory_of(log):
+            path.unlink()
+
+    return leave
+
+
+def _write_and_sync(total: int) -> Callable[[Path], Outcome]:
+    chunk = os.urandom(1 << 20)
+
+    def run(directory: Path) -> Outcome:
+        begin_ns = time.monotonic_ns()
+        with open(directory / "plain", "wb", buffering=0) as file:
+            for _ in range(-(-total // len(chunk))):
+                file.write(chunk)
+            os.fdatasync(file.fileno())
+        seconds = (time.monotonic_ns() - begin_ns) / 1e9
+        return Outcome({"seconds": seconds, "mb_per_s": total / seconds / 1e6})
+
+    return run
 
 
 if __name__ == "__main__":
