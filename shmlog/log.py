@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from shmlog import _native, control, directory, sidecar
 from shmlog.attachment import Attachment, attach
@@ -23,19 +23,17 @@ from shmlog.directory import Directory
 from shmlog.errors import ClosedError, LogFailedError
 from shmlog.files import SETUP_BYTE
 from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
-from shmlog.layout import (
-    ROLE_HANDLE,
-)
+from shmlog.layout import CB_STARTING_NS, ROLE_HANDLE
 from shmlog.reader import Reader, Reading, Record
 from shmlog.recovery import Recovery
 from shmlog.statistics import Statistics, gather
 from shmlog.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting, check_timeout, deadline_after
 from shmlog.writer import Writer
 
-if TYPE_CHECKING:
-    pass
-
 FlusherMode = Literal["auto", "external"]
+
+START_AGAIN_NS = 500_000_000
+"""A flusher that took no lease for so long after its start is taken for dead."""
 
 
 class Log(Writer, Reading):
@@ -52,7 +50,6 @@ class Log(Writer, Reading):
         self._closed = False
         self._close_lock = threading.Lock()
         self._stale_lock = threading.Lock()
-        self._started_at = 0.0
         self._reader = Reader(where)
         self.recovery: Recovery | None = None
         """what recovery found, if this handle was the one to recover the log"""
@@ -96,7 +93,6 @@ class Log(Writer, Reading):
         """In a forked child: become a participant of its own."""
         if self._generation == _native.fork_generation():
             return
-        self._started_at = 0.0
         self._join()
 
     def _after_fork(self) -> None:
@@ -115,14 +111,21 @@ class Log(Writer, Reading):
         return self._joined
 
     def _ensure_flusher(self) -> None:
-        """Start a flusher unless one runs, at most twice a second."""
+        """Start a flusher unless one runs, or is being started by anybody."""
         joined = self._joined
         if self._flusher_mode != "auto" or joined.flusher_runs():
             return
-        now = time.monotonic()
-        if now - self._started_at >= 0.5:
-            self._started_at = now
+        native, now = joined.control.native, time.monotonic_ns()
+        before = native.load(CB_STARTING_NS)
+        if before and 0 <= now - before < START_AGAIN_NS:
+            return
+        if not native.compare_exchange(CB_STARTING_NS, before, now):
+            return
+        try:
             sidecar.start(self._directory, self._mode, self._sync_interval)
+        except BaseException:
+            native.compare_exchange(CB_STARTING_NS, now, 0)
+            raise
 
     def close(self) -> None:
         """Close the handle; views stay valid.  Idempotent.

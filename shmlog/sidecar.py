@@ -26,7 +26,7 @@ from shmlog.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.files import LEASE_BYTE, SETUP_BYTE, LockFile
 from shmlog.flusher import Flusher
-from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, ROLE_FLUSHER, ROLE_SIDECAR
+from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, CB_STARTING_NS, ROLE_FLUSHER, ROLE_SIDECAR
 
 LOG_BYTES_MAX = 1 << 20
 
@@ -96,6 +96,7 @@ def _serve(where: Directory, lock: LockFile, mode: int, sync_interval: float, li
     native = joined.control.native
     generation = native.add(CB_GENERATION, 1) + 1
     native.store(CB_FLUSHER_PID, os.getpid())
+    native.store(CB_STARTING_NS, 0)  # should this one die, the next may start at once
     flusher = Flusher(
         where, joined.control, joined.participants, joined.number, joined.boot_id, mode, sync_interval, linger
     )

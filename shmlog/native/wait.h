@@ -99,16 +99,19 @@ static inline int word_spin(shared_u64 *word, uint64_t target, uint64_t ns) {
 }
 
 /* One slice of a wait.  RING: the flusher's loop sleeps; ring its bell, then wait on
- * with ring = 0. */
+ * with ring = 0.  Spins first only if others wait too: a crowd is spared its wake-ups,
+ * but one caller alone, running on while its pages are written, makes the flusher
+ * interrupt its core to write-protect them. */
 static inline enum wait_end word_wait(uint8_t *control, uint64_t watermark, uint64_t wanted, uint64_t sleep_word,
                                       uint64_t target, int ring, uint64_t spin_ns, uint64_t slice_ns) {
     shared_u64 *word = word_at(control, watermark);
     if (atomic_load(word) >= target)
         return WAIT_REACHED;
+    int company = atomic_load(word_at(control, wanted)) > atomic_load(word);
     raise_to(word_at(control, wanted), target);
     if (ring && atomic_load(word_at(control, sleep_word)) != SLEEP_AWAKE)
         return WAIT_RING;
-    if (word_spin(word, target, spin_ns))
+    if (company && word_spin(word, target, spin_ns))
         return WAIT_REACHED;
     uint64_t until = monotonic_ns() + slice_ns;
     for (;;) {
