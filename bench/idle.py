@@ -1,6 +1,8 @@
-"""What an idle log costs: the flusher's CPU share and memory while nobody appends.
+"""What a log costs beside the work: the idle flusher's share of a core, and the memory of
+each process once much has been appended and read.
 
-The baseline is a Python process that sleeps, since the flusher is one, too.
+The baseline is a Python process that sleeps, since the flusher is one, too. Pages of
+mapped segments count as resident (file) until the kernel wants them back.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from bench.harness import Contender, Goal, Heat, Options, Outcome, main
 from bench.records import payload
@@ -23,6 +27,9 @@ SETTLE_S = 0.5
 RECORD_BYTES = 128
 COLUMNS = ("cpu_percent", "rss_mib", "anon_mib", "file_mib", "shmem_mib")
 BASELINE = "a sleeping Python"
+WITH_NUMPY = "a Python with NumPy"
+MEMORY_MB = 256
+READ_LIMIT_S = 60.0
 
 
 def heats(options: Options) -> Iterator[Heat]:
@@ -48,6 +55,57 @@ def heats(options: Options) -> Iterator[Heat]:
             Goal("shmlog flusher", at_most=40, of="rss_mib"),
         ),
     )
+    megabytes = max(1, min(MEMORY_MB, options.max_bytes // 1_000_000))
+
+    def busy(who: str) -> Contender:
+        def run(directory: Path) -> Outcome:
+            require_shmlog()
+            with flusher_seen_off(directory / "log"):
+                arguments = (directory / "log", megabytes, who)
+                return Outcome(in_child(_use, *arguments, time_limit_s=options.time_limit_s))
+
+        return Contender(f"shmlog {who}", run)
+
+    def numpy(_directory: Path) -> Outcome:
+        return Outcome(in_child(_import_numpy, time_limit_s=options.time_limit_s))
+
+    yield Heat(
+        title=f"memory after {megabytes} MB of {RECORD_BYTES} B records",
+        contenders=[Contender(WITH_NUMPY, numpy), busy("writer"), busy("reader"), busy("flusher")],
+        columns=COLUMNS[1:],
+        compare="rss_mib",
+        baseline=WITH_NUMPY,
+        parameters={"record_bytes": RECORD_BYTES, "megabytes": megabytes},
+    )
+
+
+def _import_numpy() -> dict[str, float]:
+    import numpy  # noqa: F401 - it is what is measured
+
+    return memory_mib(os.getpid())
+
+
+def _use(directory: Path, megabytes: int, who: str) -> dict[str, float]:
+    with open_log(directory, create=True) as log:
+        rows = np.zeros((1024, RECORD_BYTES), np.uint8)
+        for _ in range(megabytes * 1_000_000 // rows.nbytes):
+            log.append_array(rows)
+        log.wait_durable()
+        if who == "writer":
+            return memory_mib(os.getpid())
+        if who == "flusher":
+            pid = flusher_pid(directory)
+            if pid is None:
+                raise Skipped("no flusher process was found")
+            return memory_mib(pid)
+        values: dict[str, float] = in_child(_read, directory, time_limit_s=READ_LIMIT_S)
+        return values
+
+
+def _read(directory: Path) -> dict[str, float]:
+    with open_log(directory) as log:
+        assert sum(len(batch) for batch in log.read_batches())
+        return memory_mib(os.getpid())
 
 
 def _watch_flusher(directory: Path, watch_s: float) -> dict[str, float]:

@@ -138,10 +138,15 @@ class RecordBatch:
         pyarrow. Payloads are copied once, into Arrow's layout."""
         import pyarrow
 
-        data = [record.data for record in self]
+        offsets = np.zeros(len(self) + 1, np.int32)  # enough: no segment is larger
+        np.cumsum(self.nbytes, out=offsets[1:])
+        starts = self.lsn.astype(np.int64) - self._base_lsn
+        pairs = zip(starts.tolist(), (starts + self.nbytes).tolist(), strict=True)
+        data = b"".join([self._memory[begin:end] for begin, end in pairs])
+        buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)]
         columns = [self.lsn, self.time_ns, self.tag, self.writer]
         arrays = [pyarrow.array(column) for column in columns]
-        arrays.append(pyarrow.array([bytes(item) for item in data], pyarrow.binary()))
+        arrays.append(pyarrow.Array.from_buffers(pyarrow.binary(), len(self), buffers))
         return pyarrow.RecordBatch.from_arrays(arrays, ["lsn", "time_ns", "tag", "writer", "data"])
 
 

@@ -25,10 +25,8 @@ class Bell:
         self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
 
     def ring(self) -> None:
-        try:  # noqa: SIM105 - on the path of a wake-up, where a context manager is felt
+        with contextlib.suppress(posix_ipc.Error, OverflowError):  # a full semaphore has been rung
             self._semaphore.release()
-        except (posix_ipc.Error, OverflowError):  # a full semaphore has been rung
-            pass
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until rung, at most timeout_s seconds; whether it was rung.  Forgets
@@ -46,11 +44,9 @@ class Bell:
 
     def forget(self) -> None:
         """Take back all rings."""
-        try:
+        with contextlib.suppress(posix_ipc.BusyError, posix_ipc.SignalError):
             while not SEMAPHORE_VALUE or self._semaphore.value > 0:  # cheaper than an exception
                 self._semaphore.acquire(0)
-        except (posix_ipc.BusyError, posix_ipc.SignalError):
-            pass
 
     def _poll(self, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s

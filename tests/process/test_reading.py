@@ -205,3 +205,20 @@ def test_read_checks_its_arguments_at_once(log_path: Path) -> None:
             log.read("0")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="must not be negative"):
             log.read(stop=-1)
+
+
+def test_a_batch_becomes_an_arrow_batch(log_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    with shmlog.open(log_path, create=True) as log:
+        for n in range(50):
+            log.append(bytes([n]) * (n * 37 % 300), tag=n % 3)
+        log.wait_committed()
+        for tag in (None, 1):
+            (batch,) = log.read_batches(tag=tag)
+            arrow = batch.to_arrow()
+            arrow.validate(full=True)
+            assert arrow.schema.names == ["lsn", "time_ns", "tag", "writer", "data"]
+            assert arrow.schema.field("data").type == pyarrow.binary()
+            expected = [(r.lsn, r.time_ns, r.tag, r.writer, bytes(r.data)) for r in batch]
+            assert [tuple(row.values()) for row in arrow.to_pylist()] == expected
+        del batch
