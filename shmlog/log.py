@@ -21,7 +21,7 @@ from shmlog.attachment import Attachment, attach
 from shmlog.cursor import Cursor
 from shmlog.directory import Directory
 from shmlog.errors import ClosedError, LogFailedError
-from shmlog.files import SETUP_BYTE
+from shmlog.files import LEASE_BYTE, SETUP_BYTE
 from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
 from shmlog.layout import CB_STARTING_NS, ROLE_HANDLE
 from shmlog.reader import Reader, Reading, Record
@@ -166,7 +166,10 @@ class Log(Writer, Reading):
         log_id = self._directory.identity.log_id
         pause_s = 0.0005
         while control.exists(log_id) and time.monotonic() < deadline and not joined.participants.any_handle():
-            if not joined.flusher_runs() and not joined.lock.locked(SETUP_BYTE):
+            # A flusher that leaves gives the lease back, removes the block, gives the
+            # set-up byte back: seen in this order, only a dead one leaves a block behind.
+            lock = joined.lock
+            if not lock.locked(LEASE_BYTE) and not lock.locked(SETUP_BYTE) and control.exists(log_id):
                 self._ensure_flusher()
             joined.control.commit_bell.ring()
             time.sleep(pause_s)

@@ -29,6 +29,7 @@ from shmlog.flusher import Flusher
 from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, CB_STARTING_NS, ROLE_FLUSHER, ROLE_SIDECAR
 
 LOG_BYTES_MAX = 1 << 20
+LEASE_PATIENCE_S = 0.5
 
 log = logging.getLogger("shmlog.flusher")
 
@@ -58,7 +59,7 @@ def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
     where = directory.load(path)
     _set_up_logging(where, mode, detach)
     lock = LockFile(where.lock_path, mode)
-    if not _take_lease(lock, patient=detach):
+    if not _take_lease(lock):
         if detach:
             return 0
         raise AttachError(f"{where.path} has a flusher already")
@@ -75,9 +76,9 @@ def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
         lock.close()
 
 
-def _take_lease(lock: LockFile, patient: bool) -> bool:
-    """The holder may be about to leave: when started on demand, wait for it briefly."""
-    deadline = time.monotonic() + (0.2 if patient else 0.0)
+def _take_lease(lock: LockFile) -> bool:
+    """The holder may be about to leave, so one look is not enough."""
+    deadline = time.monotonic() + LEASE_PATIENCE_S
     while not lock.try_lock(LEASE_BYTE):
         if time.monotonic() >= deadline:
             return False
@@ -123,9 +124,11 @@ def _leave(flusher: Flusher, joined: Attachment, lock: LockFile) -> bool:
         if joined.participants.anybody():
             return False
         flusher.finish()
-        attachment.take_down(joined)
         log.info("the last participant has gone; all is durable up to LSN %d", joined.control.durable_lsn)
-        lock.unlock(LEASE_BYTE)  # before the set-up byte: who joins next must not believe in us
+        # Before the set-up byte: who joins next must not believe in us.  Before the block
+        # goes: close() returns when it has gone, and `shmlog flush` may be started then.
+        lock.unlock(LEASE_BYTE)
+        attachment.take_down(joined)
         return True
     finally:
         lock.unlock(SETUP_BYTE)

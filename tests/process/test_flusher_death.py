@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,7 @@ from support.processes import (
 )
 
 import shmlog
+from shmlog.files import LEASE_BYTE, LockFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -199,6 +201,24 @@ def test_closing_a_handle_does_not_wait_for_a_flusher_that_stays(
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert not block_path(log_path).exists()
+
+
+def test_a_flusher_that_leaves_frees_its_lease_before_the_block_goes(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    block, lock = str(block_path(log_path)), LockFile(str(log_path / "LOCK"), 0o600)
+    try:
+        for n in range(10):
+            log = shmlog.open(log_path)
+            assert os.path.exists(block)
+            closing = threading.Thread(target=log.close)
+            closing.start()
+            deadline = time.monotonic() + 30
+            while os.path.exists(block):
+                assert time.monotonic() < deadline, "the block stays"
+            assert not lock.locked(LEASE_BYTE), n
+            closing.join(30)
+    finally:
+        lock.close()
 
 
 def test_an_external_handle_never_starts_a_flusher(log_path: Path) -> None:

@@ -341,8 +341,13 @@ def flusher_of(path: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     begins = f"begins (pid {process.pid})"
     own_log = Path(path, "flusher.log")
+
+    def serves() -> bool:
+        assert process.poll() is None, f"the flusher ended with {process.returncode}"
+        return own_log.exists() and begins in own_log.read_text()
+
     try:
-        until(lambda: own_log.exists() and begins in own_log.read_text(), "the flusher serves")
+        until(serves, "the flusher serves")
         yield process
     finally:
         if process.poll() is None:
