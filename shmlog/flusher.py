@@ -53,6 +53,7 @@ SPIN_NS = 50_000
 IDLE_AFTER_S = 0.01
 IDLE_S = 0.25
 RETIRE_EVERY_S = 0.1
+LOOPS_END_S = 60.0
 
 log = logging.getLogger("shmlog.flusher")
 
@@ -106,9 +107,11 @@ class Flusher:
             self._preparer.wake()
             self._control.sync_bell.ring()
             for thread in threads:
-                thread.join(timeout=60.0)
+                thread.join(timeout=LOOPS_END_S)
         if self._broken is not None:
             raise self._broken
+        if any(thread.is_alive() for thread in threads):
+            raise TimeoutError(f"a loop has not ended within {LOOPS_END_S:g} s: is the disk stuck?")
         return not self._participants.anybody()
 
     def stop(self) -> None:
@@ -228,6 +231,6 @@ class Flusher:
     def _retire(self) -> None:
         participants = self._participants
         for number in range(participants.high):
-            if participants.used(number) and not participants.alive(number):
+            if participants.dead(number):
                 committed, reserved = self._control.committed_lsn, self._control.reserved_lsn
                 participants.retire(number, committed, reserved)

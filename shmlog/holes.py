@@ -1,9 +1,9 @@
 """Holes: what a dead writer left behind, found exactly and filled.
 
-The scan has stopped at LSN g, below the tail, and stays there.  Then, in this
-order: load the tail T; for each participant ask whether it lives and only then
-read its claims; read the bits of [g, T) again.  If g is set by now, scan on.
-Otherwise
+The scan has stopped at LSN g, below the tail.  Then, in this order: load the tail
+T; for each participant ask whether it lives and only then read its claims; read the
+bits of [g, T) again; load committed_lsn.  If g is set by now, or committed_lsn has
+passed it, scan on (R0).  Otherwise
 
   R1  A live participant claims g (held or tentative): it is still copying.  Wait,
       for ever if it is suspended.
@@ -18,6 +18,13 @@ Why it is exact: a live owner's claim is stored before its compare-and-swap and
 cleared only after its bits are set; whoever saw T through that compare-and-swap
 sees the claim, or a later value and with it the bits.  A claim whose
 compare-and-swap failed can only delay a repair, never cause one.
+
+Why committed_lsn, and why last: the flusher's other threads commit too.  To bits
+that one of them has cleared, or to a dead owner's claim that it has passed, the
+rules would see a hole where records are; but it stored committed_lsn before it
+cleared a bit (B2).  If committed_lsn is still g after all else has been read,
+nothing of that was cleared; and what is a hole then stays one until it is filled,
+for nobody alive owns its first granule.
 
 A hole is filled under a held claim of the filler's own, so a filler that dies is
 itself a case of R2.
@@ -34,6 +41,7 @@ from dataclasses import dataclass
 from shmlog import _native
 from shmlog.geometry import Geometry
 from shmlog.layout import (
+    CB_COMMITTED_LSN,
     CB_FILL_BYTES,
     CB_FILL_COUNT,
     CB_RESERVED_LSN,
@@ -70,7 +78,7 @@ def find_hole(control: _native.Control, participants: Participants, g: int) -> H
         alive = participants.alive(number)  # first (T3)
         seen.extend((number, alive, claim) for claim in participants.claims(number))
     next_set = control.scan(g, tail, True)
-    if next_set == g:
+    if next_set == g or control.load(CB_COMMITTED_LSN) != g:  # R0: the bits first
         return None
     for number, alive, claim in seen:
         if claim.begin == g and alive:
@@ -102,7 +110,6 @@ def fill_hole(
         header = _native.filler(KIND_FILL, begin, end - begin, now, number, seed)
         memory(begin)[at : at + FRAME_HEADER_BYTES] = header
     control.publish(hole.begin, hole.end)
-    assert control.scan(hole.begin, hole.end, False) == hole.end, "a published hole has all of its bits"
     participants.unhold(number)
     control.add(CB_FILL_COUNT, 1)
     control.add(CB_FILL_BYTES, hole.end - hole.begin)

@@ -12,6 +12,8 @@ Invariants
   T3  Whether an owner lives is asked before its claims are read: a dead owner's
       claims are final.  The other order can read a claim that its owner has since
       made held, published half of, and died on.
+  T4  A slot tells its owners apart by PT_STARTED_NS, stored under the lock and
+      before the slot is USED: used and unlocked between two equal values is dead.
 
 This module knows the table and the locks.  It may not know the bitmap.
 """
@@ -175,6 +177,17 @@ class Participants:
 
     def unhold(self, number: int) -> None:
         self._control.store(_claim_offset(number, 0, CL_BEGIN), NO_LSN)
+
+    def dead(self, number: int) -> bool:
+        """Whether the slot's owner died without giving it back; then only the flusher
+        changes the slot (T2).
+
+        Used and unlocked is not enough (T4): between the two looks its owner may have
+        given it back, and another have taken it."""
+        started = slot_offset(number, PT_STARTED_NS)
+        before = self._control.load(started)
+        unlocked = self.used(number) and not self.alive(number)
+        return unlocked and self.used(number) and self._control.load(started) == before
 
     def retire(self, number: int, committed: int, reserved: int) -> bool:
         """Free a dead participant's slot if nothing it claimed is still open (T2); whether

@@ -1,6 +1,6 @@
 """The protocol, and each of its rules left out, over every interleaving of a few steps.
 
-Three shapes, so that the whole stays within a minute:
+Four shapes, so that the whole stays within a minute:
 
     SMALL    records of one and two granules, the first of which wraps the ring; two
              deaths anywhere
@@ -8,6 +8,7 @@ Three shapes, so that the whole stays within a minute:
              window that holds two of them: appends are refused, wait, and retry; one death
     BORDER   the first record does not fit what is left of its segment: a PAD goes
              first, and a hole touches two segments; two deaths
+    THREADS  two threads of the flusher commit, one of them repairs; one death
 
 A rule left out is text of the real source replaced, so each test also says which text
 the rule lives in.
@@ -24,6 +25,7 @@ from support.steps import Mutation
 SMALL = Shape(sizes=((2, 1), (2,)), window=64, deaths=2, begin=63)
 WORDS = Shape(sizes=((120,), (100, 70)), window=256, deaths=1, begin=10)
 BORDER = Shape(sizes=((32,), (32,)), window=64, deaths=2, begin=2048 - 31)
+THREADS = Shape(sizes=((2,), (1,)), window=64, deaths=1, begin=63, two_commit=True)
 
 CLAIMS_BEFORE_LOCK = (
     Mutation(
@@ -49,10 +51,8 @@ BITS_BEFORE_CLAIMS = (
     Mutation(
         "holes.py",
         """    next_set = control.scan(g, tail, True)
-    if next_set == g:
-""",
-        """    if next_set == g:
-""",
+    if next_set == g or""",
+        """    if next_set == g or""",
     ),
 )
 HELD_EXTENT_FORGOTTEN = (
@@ -144,6 +144,19 @@ CLAIMED_AFTER_RESERVING = (
         "",
     ),
 )
+PASSED_BY_ANOTHER_THREAD = (
+    Mutation("holes.py", "if next_set == g or control.load(CB_COMMITTED_LSN) != g:", "if next_set == g:"),
+)
+COMMITTED_BEFORE_BITS = (
+    Mutation(
+        "holes.py",
+        """    next_set = control.scan(g, tail, True)
+    if next_set == g or control.load(CB_COMMITTED_LSN) != g:""",
+        """    committed = control.load(CB_COMMITTED_LSN)
+    next_set = control.scan(g, tail, True)
+    if next_set == g or committed != g:""",
+    ),
+)
 FILLED_WITHOUT_A_CLAIM = (Mutation("holes.py", "    participants.hold(number, hole.begin, hole.end)\n", ""),)
 RETIRED_WITH_A_HELD_CLAIM = (
     Mutation(
@@ -168,6 +181,8 @@ LEFT_OUT = [
     ("RETIRED_WITH_A_HELD_CLAIM", Shape(((2,), (1,)), 64, 1, 63), "below committed_lsn|splits"),
     ("HELD_NOT_SAID", Shape(((2,), (1,)), 64, 1, 63), "below committed_lsn|splits"),
     ("CLAIMED_AFTER_RESERVING", Shape(((1,), (1,)), 64, 0, 63), "is gone"),
+    ("PASSED_BY_ANOTHER_THREAD", Shape(((1,), (1,)), 64, 0, 63, True), "is gone"),
+    ("COMMITTED_BEFORE_BITS", Shape(((1,), (1,)), 64, 0, 63, True), "is gone"),
     ("FILLED_WITHOUT_A_CLAIM", Shape(((2,), (1,)), 64, 2, 63), "below committed_lsn|splits"),
 ]
 
@@ -181,7 +196,7 @@ def explored(shape: Shape, *mutations: Mutation) -> Explored:
         world.end_run()
 
 
-@pytest.mark.parametrize("name", ["SMALL", "WORDS", "BORDER"])
+@pytest.mark.parametrize("name", ["SMALL", "WORDS", "BORDER", "THREADS"])
 def test_no_interleaving_loses_a_record_or_gets_stuck(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = explored(globals()[name])
     with capsys.disabled():

@@ -4,7 +4,8 @@ Writers are `append` of the stepping core, the flusher is `commit_step`, `find_h
 and `fill_hole`; each runs in a greenlet that gives control back before every store
 to shared memory and, where it looks at what others write, before every load.  A
 scheduler then chooses who goes on, or who dies there.  A dead flusher is replaced at
-once, by one with a slot of its own.
+once, by one with a slot of its own.  A flusher may have a second thread that commits
+too, as its sync loop does; the two share a lock around `commit_step`, and their death.
 
     schedule   0 0 1 2 0 ...     one choice at a time: actor n goes on, or dies
     state      the watermarks, claims and bits, the frames, and where each actor
@@ -90,6 +91,8 @@ class Shape:
     deaths: int
     begin: int = 0
     """where the log begins, in granules"""
+    two_commit: bool = False
+    """whether each flusher has a second thread that commits"""
 
 
 def claim_word(participant: int, word: int) -> int:
@@ -98,7 +101,7 @@ def claim_word(participant: int, word: int) -> int:
 
 @dataclass(eq=False)
 class Actor:
-    """One writer or flusher: where it stands and what it has seen."""
+    """One writer, or thread of a flusher: where it stands and what it has seen."""
 
     number: int
     body: Callable[[Actor], None]
@@ -125,12 +128,18 @@ class SteppedControl:
         self._native = world.control
         writers = range(len(world.shape.sizes))
         self._begins = {claim_word(n, CL_BEGIN) for n in writers}
-        self._noted = self._begins | {CB_RESERVED_LSN}  # an end is used only once its owner is dead
+        self._noted = self._begins | {
+            CB_RESERVED_LSN,
+            CB_COMMITTED_LSN,
+        }  # an end: only a dead owner's is used
+        self._moving = {CB_COMMITTED_LSN} if world.shape.two_commit else set()
         self._seen_by_others = {claim_word(n, CL_BEGIN) for n in range(world.slots)}
 
     def load(self, word: int) -> int:
         if word in self._begins and not self._world.retiring:
             self._world.pause("load a claim")
+        elif word in self._moving:
+            self._world.pause("load committed")
         value = self._native.load(word)
         return self._world.saw(value) if word in self._noted else value
 
@@ -235,8 +244,18 @@ class World:
         self.retiring = False
         self.published: frozenset[tuple[int, int, int]] = frozenset()
         self.actors = [Actor(n, self._write) for n in range(self.writers)]
-        self.actors.append(Actor(self.writers, self._flush, "look"))
+        self._add_flusher()
         self.current = self.actors[0]
+
+    def _add_flusher(self) -> None:
+        """The next flusher, with the next number."""
+        number = self.writers + sum(actor.body == self._flush for actor in self.actors)
+        self.flusher = [Actor(number, self._flush, "look")]
+        if self.shape.two_commit:
+            self.flusher.append(Actor(number, self._commit, "look"))
+        self.actors += self.flusher
+        self.committing = False
+        self.words[CB_PARTICIPANT_HIGH // 8] = number + 1
 
     def _clean_block(self) -> bytes:
         words = self.words
@@ -265,9 +284,12 @@ class World:
         limit = self.words[CB_LIMIT_LSN // 8]
         for n, actor in enumerate(self.actors):
             if actor.alive and not actor.finished:
-                if actor.wants <= limit:
+                if actor.wants <= limit and not (self.committing and actor.label == "lock"):
                     found.append(2 * n)
-                if self.deaths < self.shape.deaths and actor.label != "look":
+                dies = self.flusher if actor.body == self._flush else [actor]
+                if actor.body == self._commit or all(thread.label == "look" for thread in dies):
+                    continue
+                if self.deaths < self.shape.deaths:
                     found.append(2 * n + 1)
         return found
 
@@ -277,13 +299,13 @@ class World:
         if choice % 2:
             self.deaths += 1
             self.retiring = False
-            actor.alive = False
-            if actor.context:
-                actor.context.switch(True)
+            for thread in self.flusher if actor.body == self._flush else [actor]:
+                self.current = thread
+                thread.alive = False
+                if thread.context:
+                    thread.context.switch(True)
             if actor.body == self._flush:
-                number = self.writers + sum(1 for each in self.actors if each.body == self._flush)
-                self.actors.append(Actor(number, self._flush, "look"))
-                self.words[CB_PARTICIPANT_HIGH // 8] = number + 1
+                self._add_flusher()
             return
         if actor.context is None:
             actor.context = greenlet(self._live)
@@ -316,7 +338,7 @@ class World:
 
     def alive(self, number: int) -> bool:
         if number >= self.writers:
-            return self.actors[number].alive
+            return number == self.flusher[0].number
         self.pause("alive")
         self.current.seen.append(self.actors[number].alive)
         return self.actors[number].alive
@@ -329,7 +351,7 @@ class World:
         if label in QUIET:
             self._memory_state = None
             return False
-        if actor.body == self._flush:
+        if actor in self.flusher:
             if label == "commit":  # what the scan has just found is in a register
                 committed, reserved = self.words[CB_COMMITTED_LSN // 8], actor.seen[0]
                 actor.seen.append(self.control.scan(committed, reserved, False))
@@ -377,8 +399,7 @@ class World:
         while True:
             self._retire(table)
             before = words[CB_COMMITTED_LSN // 8], words[CB_LIMIT_LSN // 8]
-            actor.seen = [words[CB_RESERVED_LSN // 8]]
-            committed, reserved, _, limit = self.control.commit_step()
+            committed, reserved, _, limit = self._commit_step(actor)
             if committed < reserved and before == (committed, limit):
                 actor.seen = []
                 found = self.holes.find_hole(self.stepped, table, committed)
@@ -389,6 +410,23 @@ class World:
                     )
             actor.seen = []
             self.pause("look")
+
+    def _commit(self, actor: Actor) -> None:
+        """The flusher's other thread."""
+        while True:
+            self._commit_step(actor)
+            actor.seen = []
+            self.pause("look")
+
+    def _commit_step(self, actor: Actor) -> tuple[int, int, int, int]:
+        actor.seen = []
+        while self.committing:
+            self.pause("lock")
+        self.committing = True
+        actor.seen = [self.words[CB_RESERVED_LSN // 8]]
+        found: tuple[int, int, int, int] = self.control.commit_step()
+        self.committing = False
+        return found
 
     def _retire(self, table: Any) -> None:
         """As the flusher does now and then: free the slots of the dead whose claims are done with."""
@@ -423,7 +461,7 @@ class World:
         words = self.words
         return (
             words[CB_COMMITTED_LSN // 8] == words[CB_RESERVED_LSN // 8]
-            and self.actors[-1].label == "look"
+            and all(thread.label == "look" for thread in self.flusher)
             and all(not actor.alive or actor.finished for actor in self.actors[: self.writers])
         )
 
@@ -475,6 +513,7 @@ class World:
         for choice in schedule:
             actor = self.actors[choice // 2]
             name = f"writer {actor.number}" if actor.body == self._write else f"flusher {actor.number}"
+            name += ", second thread," if actor.body == self._commit else ""
             lines.append(f"  {name} {'dies at' if choice % 2 else 'does'} {actor.label!r}")
             self.apply(choice)
         return "\n".join(lines)

@@ -78,6 +78,27 @@ def test_a_slot_given_back_is_taken_again(table: Table) -> None:
     assert other.take(ROLE_HANDLE) == 0
 
 
+def test_a_slot_that_changes_hands_while_it_is_looked_at_is_not_dead(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, flusher = table.process(), table.process(), table.process()
+    number = one.take(ROLE_HANDLE)
+    locked = LockFile.locked
+
+    def given_back_and_taken(lock: LockFile, *byte: int) -> bool:
+        one.release(number)
+        found = locked(lock, *byte)
+        assert other.take(ROLE_HANDLE) == number
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LockFile, "locked", given_back_and_taken)
+        assert not flusher.dead(number)
+    assert not flusher.dead(number)
+    table.die(1)
+    assert flusher.dead(number)
+
+
 def test_a_dead_owners_slot_is_not_taken_before_it_is_retired(table: Table) -> None:
     one, other = table.process(), table.process()
     one.take(ROLE_HANDLE)
