@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmlog import control, files
@@ -29,7 +30,7 @@ from shmlog.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
-from shmlog.participants import Participants
+from shmlog.participants import Participants, TableFullError
 from shmlog.recovery import Case, Recovery, recover
 
 PATIENCE_S = 2.0
@@ -87,16 +88,18 @@ def attach(
     deadline: float,
     lock: LockFile | None = None,
     make: bool = True,
+    when_full: Callable[[], None] | None = None,
 ) -> Attachment:
     """Join the log, as the table above.  A lock given stays the caller's on an error.
 
     make=False: FileNotFoundError instead of a new block when there is none and nobody
-    lives."""
+    lives.  when_full: called now and then while every slot is used; it should see to a
+    flusher, which frees those of the dead."""
     boot = files.boot_id()
     own = lock is None
     lock = lock or LockFile(directory.lock_path, mode)
     try:
-        patience = min(deadline, time.monotonic() + PATIENCE_S)
+        patience, ask_at = min(deadline, time.monotonic() + PATIENCE_S), 0.0
         while True:
             take_setup(lock, deadline)
             try:
@@ -107,8 +110,15 @@ def attach(
             except BlockMissingError:
                 if time.monotonic() >= patience:
                     raise
+            except TableFullError:
+                ask_at = ask_at or time.monotonic()
+                if when_full is None or time.monotonic() >= deadline:
+                    raise
             finally:
                 lock.unlock(SETUP_BYTE)
+            if when_full and ask_at and time.monotonic() >= ask_at:
+                when_full()
+                ask_at = time.monotonic() + 1.0
             time.sleep(0.005)
     except BaseException:
         if own:
@@ -151,6 +161,19 @@ def _join_or_make(
     end, trimmed = found.end_lsn, found.trimmed_lsn
     block = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place())
     return block, found
+
+
+def leave_unserved(attachment: Attachment) -> None:
+    """Detach where no flusher could be started; take the block down if it is of no use."""
+    control, lock = attachment.control, attachment.lock
+    take_setup(lock, time.monotonic() + PATIENCE_S)
+    try:
+        if somebody_lives(lock) or control.durable_lsn < control.reserved_lsn:
+            attachment.detach()
+        else:
+            take_down(attachment)
+    finally:
+        lock.unlock(SETUP_BYTE)
 
 
 def take_down(attachment: Attachment) -> None:

@@ -31,7 +31,8 @@ import stat
 import sys
 import threading
 import time
-from multiprocessing import resource_tracker, shared_memory
+import types
+from multiprocessing import shared_memory
 from typing import TYPE_CHECKING, Any
 
 from shmlog import _native
@@ -79,28 +80,41 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+def _initialize(block: shared_memory.SharedMemory, name: str, create: bool, size: int) -> None:
+    """SharedMemory.__init__ without Python's resource tracker, which would remove the
+    block when the first process that attached exits."""
+    if sys.version_info >= (3, 13):
+        shared_memory.SharedMemory.__init__(block, name, create, size, track=False)
+    else:  # the same code, to which `resource_tracker` is something else: nothing global is touched
+        original = shared_memory.SharedMemory.__init__
+        untracked = types.SimpleNamespace(register=lambda *_: None)
+        names = {**vars(shared_memory), "resource_tracker": untracked}
+        types.FunctionType(original.__code__, names, argdefs=original.__defaults__)(block, name, create, size)
+
+
 class _Block(shared_memory.SharedMemory):
     """Lives as long as its buffer is used: nothing is closed behind a view's back."""
 
+    _fd: int
+
+    def __init__(self, name: str, create: bool, size: int) -> None:
+        try:
+            _initialize(self, name, create, size)
+        except BaseException:
+            self.close_descriptor()
+            raise
+
+    def close_descriptor(self) -> None:
+        """The mapping needs none."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def unlink(self) -> None:
+        """Nothing: the base class calls this when it cannot map a block, others' too."""
+
     def __del__(self) -> None:
         pass
-
-
-_tracker_lock = threading.Lock()
-
-
-def _open_block(name: str, create: bool, size: int) -> _Block:
-    """The one place that keeps Python's resource tracker away from the block: it would
-    remove it when the first process that attached exits."""
-    if sys.version_info >= (3, 13):
-        return _Block(name, create, size, track=False)
-    with _tracker_lock:
-        register = resource_tracker.register
-        resource_tracker.register = lambda *_: None
-        try:
-            return _Block(name, create, size)
-        finally:
-            resource_tracker.register = register
 
 
 def block_name(log_id: bytes) -> str:
@@ -162,11 +176,14 @@ class ControlBlock:
     ) -> ControlBlock:
         """Make the block of a log whose files end at end_lsn (C1, C2)."""
         geometry = identity.geometry
-        block = _open_block(block_name(identity.log_id), create=True, size=geometry.control_bytes)
         try:
-            os.fchmod(block._fd, mode)  # type: ignore[attr-defined]
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(block._fd, 0, geometry.control_bytes)  # type: ignore[attr-defined]
+            block = _Block(block_name(identity.log_id), True, geometry.control_bytes)
+            try:
+                os.fchmod(block._fd, mode)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(block._fd, 0, geometry.control_bytes)
+            finally:
+                block.close_descriptor()
             self = cls(block, identity)
             store = self.native.store
             store(CB_SIGNATURE, SIGNATURE)
@@ -189,6 +206,8 @@ class ControlBlock:
             store(CB_REMOVED_LSN, trimmed_lsn)
             store(CB_STATE, STATE_RUNNING)
             store(CB_MAGIC, CONTROL_MAGIC)  # last: the block is whole
+        except FileExistsError:
+            raise  # not ours
         except BaseException:
             unlink_all(identity.log_id)
             raise
@@ -200,8 +219,14 @@ class ControlBlock:
         one that this build, boot or log cannot use.  AttachError: there is one that is
         not ours to touch.  The messages say why."""
         name = block_name(identity.log_id)
-        block = _open_block(name, create=False, size=0)
-        found = os.fstat(block._fd)  # type: ignore[attr-defined]
+        try:
+            block = _Block(name, False, 0)
+        except ValueError:  # it cannot be mapped: whoever made it died before it had a size, or it was cut
+            raise StaleBlockError(f"/dev/shm/{name} is empty") from None
+        try:
+            found = os.fstat(block._fd)
+        finally:
+            block.close_descriptor()
         if found.st_uid != os.geteuid():
             raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
         if stat.S_IMODE(found.st_mode) & ~mode & 0o077:
@@ -282,7 +307,12 @@ class ControlBlock:
 
     @property
     def failed(self) -> bool:
-        return self.native.load(CB_STATE) == STATE_FAILED
+        return self.native.load(CB_STATE) != STATE_RUNNING
+
+    @property
+    def lost(self) -> bool:
+        """Whether the block was cut or overwritten under its users: no word of it counts."""
+        return self.native.faulted or self.native.load(CB_STATE) not in (STATE_RUNNING, STATE_FAILED)
 
     def fail(self, errno: int, lsn: int) -> None:
         """Latch a failure for every process: final.  Only the first one counts."""
@@ -296,6 +326,9 @@ class ControlBlock:
             native.wake(watermark)
 
     def failure(self) -> LogFailedError:
+        """What the users of a failed log are told."""
+        if self.lost:
+            return LogFailedError(0, 0, "the control block was cut or overwritten")
         return LogFailedError(self.native.load(CB_FAILED_ERRNO), self.native.load(CB_FAILED_LSN))
 
     def snapshot(self) -> dict[str, Any]:

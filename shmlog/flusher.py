@@ -12,6 +12,8 @@ Invariants
       holds it, so there is never a second one, nor a stale one.
   F2  The flusher never waits for a live writer except by looking again; what a dead
       one left is filled (holes).
+  F3  The files never follow a damaged control block: what it says is looked at again
+      before anything is removed.
 
 This module knows the protocol's flusher side.  It may not know how the process
 was started or how its log directory was attached.
@@ -26,6 +28,7 @@ from collections.abc import Callable
 
 from shmlog.control import ControlBlock
 from shmlog.directory import Directory
+from shmlog.errors import AttachError
 from shmlog.holes import Busy, Hole, fill_hole, find_hole
 from shmlog.layout import (
     CB_COMMIT_SLEEP,
@@ -135,6 +138,7 @@ class Flusher:
     def finish(self) -> None:
         """Everybody has gone (the caller holds the set-up byte): fill the last holes,
         make all durable, mark the log clean, give back what was prepared for nothing."""
+        self._check()
         while (g := self._control.step()[0]) < self._control.reserved_lsn:
             if not self._repair(g):
                 time.sleep(PACE_S)
@@ -143,8 +147,15 @@ class Flusher:
         if self._control.failed:
             log.error("not marked clean: %s", self._control.failure())
             return
+        self._check()
         self._live.give_back(self._control.durable_lsn)
         self._syncer.sync_mark(clean=True)
+
+    def _check(self) -> None:
+        """Serve no block that was cut or overwritten: the files are all there is (F3)."""
+        vouched = self._syncer.mark.durable_lsn  # before durable_lsn, which it follows
+        if self._control.lost or self._control.durable_lsn < vouched:
+            raise AttachError("the control block was cut or overwritten; what is in the files is recovered")
 
     def close(self) -> None:
         self._native.store(CB_COMMIT_SLEEP, SLEEP_AWAKE)
@@ -175,6 +186,7 @@ class Flusher:
         stuck_s = PACE_S
         while not self._told_to_stop:
             committed, reserved, _, limit = self._control.step()
+            self._check()
             now = time.monotonic()
             progressed = committed != previous
             if progressed:

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from shmlog import _native, control, directory, sidecar
-from shmlog.attachment import Attachment, attach
+from shmlog.attachment import Attachment, attach, leave_unserved
 from shmlog.cursor import Cursor
 from shmlog.directory import Directory
-from shmlog.errors import ClosedError, LogFailedError
+from shmlog.errors import ClosedError
 from shmlog.files import LEASE_BYTE, SETUP_BYTE
 from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
 from shmlog.layout import CB_STARTING_NS, ROLE_HANDLE
@@ -59,7 +59,8 @@ class Log(Writer, Reading):
     # ------------------------------------------------------------ life cycle
 
     def _join(self) -> None:
-        joined = attach(self._directory, self._mode, ROLE_HANDLE, deadline_after(self._timeout))
+        deadline = deadline_after(self._timeout)
+        joined = attach(self._directory, self._mode, ROLE_HANDLE, deadline, when_full=self._start_flusher)
         self._joined: Attachment = joined
         self._generation = _native.fork_generation()
         self.recovery = joined.recovery
@@ -70,7 +71,7 @@ class Log(Writer, Reading):
         except BaseException:
             self._seal()
             self._generation = 0  # not joined: the next use tries again
-            joined.detach()
+            leave_unserved(joined)
             joined.lock.close()
             raise
 
@@ -83,7 +84,7 @@ class Log(Writer, Reading):
                 self._rejoin()
             return
         if self._joined.control.native.faulted:
-            raise LogFailedError(14, self._joined.control.durable_lsn, "the control block was truncated")
+            raise self._joined.control.failure()
         with self._stale_lock:
             if self._closed:  # meanwhile: the slot is another's, or soon will be
                 raise ClosedError(f"the log {self.path} has been closed")
@@ -122,10 +123,14 @@ class Log(Writer, Reading):
         if not native.compare_exchange(CB_STARTING_NS, before, now):
             return
         try:
-            sidecar.start(self._directory, self._mode, self._sync_interval)
+            self._start_flusher()
         except BaseException:
             native.compare_exchange(CB_STARTING_NS, now, 0)
             raise
+
+    def _start_flusher(self) -> None:
+        if self._flusher_mode == "auto":
+            sidecar.start(self._directory, self._mode, self._sync_interval)
 
     def close(self) -> None:
         """Close the handle; views stay valid.  Idempotent.

@@ -53,9 +53,17 @@ from shmlog.layout import (
     PT_STATE,
     PT_WAITS,
     ROLE_FLUSHER,
+    ROLE_HANDLE,
     SLOT_FREE,
     SLOT_USED,
 )
+
+FLUSHER_SLOTS = 8
+"""Several, for a flusher that died while it filled a hole keeps its slot until that is done."""
+
+
+class TableFullError(AttachError):
+    """Every slot is used, perhaps by dead owners: a flusher frees theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +112,11 @@ class Participants:
         return min(self._control.load(CB_PARTICIPANT_HIGH), PARTICIPANT_COUNT)
 
     def take(self, role: int) -> int:
-        """Take a free slot; AttachError when all are used."""
+        """Take a free slot; AttachError when all are used.  The last few are the flushers':
+        nothing is repaired, and no slot of the dead is freed, without one."""
         control = self._control
-        for number in range(PARTICIPANT_COUNT):
+        count = PARTICIPANT_COUNT - (FLUSHER_SLOTS if role == ROLE_HANDLE else 0)
+        for number in range(count):
             state = slot_offset(number, PT_STATE)
             if number in self._own or control.load(state) != SLOT_FREE:
                 continue
@@ -131,7 +141,7 @@ class Participants:
             control.store(state, SLOT_USED)
             self._own.add(number)
             return number
-        raise AttachError(f"all {PARTICIPANT_COUNT} participant slots are in use")
+        raise TableFullError(f"all {count} participant slots are in use")
 
     def release(self, number: int) -> None:
         """Give back a slot of this process's; its claims must be idle."""

@@ -7,6 +7,10 @@ Invariants
   S1  A sync that failed is latched for every process before anything else happens,
       and never tried again.
   S2  A mark says what the last sync made durable, never what this one will.
+  S3  The kernel may have told a dead flusher of a page that it could not write, and
+      called the page clean: whichever of its threads synced, with an intent or not. So
+      what was reserved when this flusher took over is made dirty once more before it is
+      synced, as soon as it is committed: nobody stores to it any more then.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -62,6 +66,7 @@ class Syncer:
         self._log_id = control.identity.log_id
         self._interval_s = interval_s
         self._sleeps_long = False
+        self._suspect_lsn = 0
         newest = live.newest_mark()
         self.mark = segment.Mark(
             epoch=control.load(CB_EPOCH),
@@ -72,12 +77,16 @@ class Syncer:
         )
 
     def take_over(self) -> None:
-        """Honour an intent that a dead flusher left: the kernel may have told it of an
-        error and called the pages clean."""
-        durable, intent = self._control.durable_lsn, self._native.load(CB_INTENT_LSN)
+        """Distrust every page that a dead flusher may have synced (S3)."""
+        durable, reserved, intent = (
+            self._control.durable_lsn,
+            self._control.reserved_lsn,
+            self._native.load(CB_INTENT_LSN),
+        )
+        self._suspect_lsn = reserved
         if intent != NO_LSN:
-            log.warning("the last flusher died in a sync: rewriting [%d, %d)", durable, intent)
-            self._live.rewrite(durable, intent)
+            log.warning("the last flusher died in a sync of [%d, %d)", durable, intent)
+        self.finish_trim()
 
     def committed(self) -> None:
         """Told by the commit loop that there is something to sync one day."""
@@ -144,6 +153,12 @@ class Syncer:
         """One cycle: [durable, target)."""
         old, geometry = self.mark, self._geometry
         trimmed = self._control.trimmed_lsn
+        if durable < self._suspect_lsn:
+            try:
+                self._live.rewrite(durable, min(target, self._suspect_lsn))
+            except OSError as problem:
+                self.fail(problem.errno or errno.EIO)
+                return
         self.mark = segment.Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
         if target <= geometry.segment_end(durable):
             fds: tuple[int, ...] = (self._live.get(durable).sync_fd,)
@@ -180,14 +195,23 @@ class Syncer:
         target = self._geometry.segment_begin(min(before, max(0, control.durable_lsn - 1)))
         if target > control.trimmed_lsn:
             self._native.store(CB_TRIMMED_LSN, target)
+        self.finish_trim()
+        if control.failed:
+            return
+        # what cannot be trimmed, the segment of `before` itself, is not asked for again
+        self._native.compare_exchange(CB_WANTED_TRIMMED, before, control.trimmed_lsn)
+
+    def finish_trim(self) -> None:
+        """Remove the files below trimmed_lsn, perhaps for a flusher that died before it did."""
+        control = self._control
+        target = control.trimmed_lsn
+        if target > control.load(CB_REMOVED_LSN):
             self.sync_mark(clean=False)
             if control.failed:
                 return
             log.info("trimmed up to LSN %d: %d files removed", target, self._live.remove_below(target))
             self._native.store(CB_REMOVED_LSN, target)
             self._native.wake(CB_REMOVED_LSN)
-        # what cannot be trimmed, the segment of `before` itself, is not asked for again
-        self._native.compare_exchange(CB_WANTED_TRIMMED, before, control.trimmed_lsn)
 
     def fail(self, error: int) -> None:
         """Latch a failed sync for every process (S1)."""

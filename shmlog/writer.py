@@ -121,7 +121,12 @@ class Writer(_native.Writer):
     def _map_segment(self, lsn: int) -> None:
         with self._map_lock:
             self._drop_below(self._control.committed_lsn)
-            mapping = map_segment(self._directory, lsn, writable=True)
+            try:
+                mapping = map_segment(self._directory, lsn, writable=True)
+            except FileNotFoundError:
+                if lsn < self._control.trimmed_lsn:
+                    return  # the log went on without us, and the tail is elsewhere
+                raise
             self._map(self._directory.identity.geometry.segment_no(lsn), mapping)
 
     def _wait_for_room(self, end: int, deadline: float) -> None:

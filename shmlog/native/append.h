@@ -19,6 +19,9 @@
  *   A4  A mapped segment is dropped only once committed_lsn has passed its end.
  *       Then no range of it is reserved and unpublished, so nobody copies into it;
  *       who read its address before and still holds it loses the CAS.
+ *   A5  A checksum is of the bytes that are in the log.  Only of an immutable object it
+ *       may be taken before the copy: another thread, or a process that shares the
+ *       caller's buffer, may change anything else in between.
  *
  * This file knows the control block, one participant's claims and the table of
  * mapped segments.  It may not know Python.
@@ -59,17 +62,18 @@ typedef struct {
     _Atomic uint64_t ticket;      /* equals process_ticket while this handle is good; 0: closed */
 } writer_t;
 
+/* One payload.  `summed`: crc is of `data`, which nobody can change. */
 typedef struct {
     const uint8_t *data;
     uint64_t bytes;
     uint32_t crc;
+    int summed;
 } piece_t;
 
 /* What to append: `pieces`, or `count` equal rows from `rows`. */
 typedef struct {
     const piece_t *pieces;
     const uint8_t *rows;
-    const uint32_t *row_crcs;
     uint64_t row_bytes;
     uint64_t count;
     uint64_t frame_bytes; /* of all together, without PAD */
@@ -219,7 +223,10 @@ static inline int fill(writer_t *w, const plan_t *plan, const ticketed_t *t, uin
         if (payload)
             memcpy(at + FRAME_HEADER_BYTES, from, payload);
         SHMLOG_STEP("header");
-        frame_seal(at, f, plan->pieces ? plan->pieces[i].crc : plan->row_crcs[i]);
+        /* A5 */
+        uint32_t crc = plan->pieces && plan->pieces[i].summed ? plan->pieces[i].crc
+                                                              : crc32c(w->seed, at + FRAME_HEADER_BYTES, payload);
+        frame_seal(at, f, crc);
         lsns[i] = pos;
         pos += bytes;
     }

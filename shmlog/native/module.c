@@ -693,7 +693,8 @@ static PyObject *Writer_unmap(WriterObject *self, PyObject *unused) {
 }
 
 /* A4: the entry that is replaced belongs to a segment a whole table lower, hence
- * below committed_lsn.  Callers take turns (Writer._map_lock). */
+ * below committed_lsn.  A caller that comes so late that its entry already belongs to
+ * a higher segment replaces nothing.  Callers take turns (Writer._map_lock). */
 static PyObject *Writer_map(WriterObject *self, PyObject *args) {
     unsigned long long number;
     MappingObject *mapping;
@@ -703,13 +704,13 @@ static PyObject *Writer_map(WriterObject *self, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "the mapping is read-only or too small for a segment");
     uint64_t index = number & self->w.segment_mask;
     segment_entry_t *entry = &self->w.segments[index];
-    if (atomic_load(&entry->key) == number + 1)
-        Py_RETURN_NONE; /* another thread was first, and may be copying through it by now */
+    if (atomic_load(&entry->key) > number)
+        Py_RETURN_NONE; /* another thread was first, or is ahead, and may be copying through it by now */
     atomic_store(&entry->key, 0);
     atomic_store(&entry->frames, mapping->base + SEGMENT_HEADER_BYTES);
     atomic_store(&entry->range, mapping->range);
-    atomic_store_explicit(&entry->key, number + 1, memory_order_release);
     Py_XSETREF(self->mappings[index], Py_NewRef((PyObject *)mapping));
+    atomic_store_explicit(&entry->key, number + 1, memory_order_release);
     Py_RETURN_NONE;
 }
 
@@ -892,12 +893,20 @@ static uint32_t payload_crc(uint32_t seed, const uint8_t *data, uint64_t bytes) 
     return crc;
 }
 
+/* Sum what nobody can change before it is reserved for (A5). */
+static void sum(piece_t *piece, uint32_t seed) {
+    if (piece->summed)
+        piece->crc = payload_crc(seed, piece->data, piece->bytes);
+}
+
 /* View `object` as bytes.  `view->obj` is NULL when there is nothing to release. */
 static int view_bytes(PyObject *object, Py_buffer *view, piece_t *piece) {
     view->obj = NULL;
+    piece->summed = 0;
     if (PyBytes_CheckExact(object)) {
         piece->data = (const uint8_t *)PyBytes_AS_STRING(object);
         piece->bytes = (uint64_t)PyBytes_GET_SIZE(object);
+        piece->summed = 1; /* once sum() has run */
         return 0;
     }
     if (PyUnicode_Check(object)) {
@@ -927,7 +936,7 @@ static PyObject *Writer_append(WriterObject *self, PyObject *const *args, Py_ssi
     uint64_t lsn = 0;
     int failed = piece.bytes > self->w.record_bytes_max && slow(self, SLOW_LARGE, piece.bytes, &o) != 0;
     if (!failed) {
-        piece.crc = payload_crc(self->w.seed, piece.data, piece.bytes);
+        sum(&piece, self->w.seed);
         plan_t plan = {.pieces = &piece,
                        .count = 1,
                        .frame_bytes = frame_bytes(piece.bytes),
@@ -985,7 +994,7 @@ static PyObject *Writer_append_many(WriterObject *self, PyObject *const *args, P
     piece_t *pieces = PyMem_Malloc((size_t)(n ? n : 1) * sizeof *pieces);
     Py_buffer *views = NULL;
     int failed = !array || !pieces;
-    if (!failed && !pieces)
+    if (array && !pieces)
         PyErr_NoMemory();
     uint64_t total = 0, *lsns = lsn_view.buf;
     for (Py_ssize_t i = 0; i < n && !failed; i++) {
@@ -1010,7 +1019,7 @@ static PyObject *Writer_append_many(WriterObject *self, PyObject *const *args, P
         failed = slow(self, SLOW_LARGE, total, &o) != 0;
     if (!failed) {
         for (Py_ssize_t i = 0; i < n; i++)
-            pieces[i].crc = payload_crc(self->w.seed, pieces[i].data, pieces[i].bytes);
+            sum(&pieces[i], self->w.seed);
     }
     /* One reservation, unless the batch is larger than one may be. */
     for (Py_ssize_t first = 0; first < n && !failed;) {
@@ -1058,24 +1067,16 @@ static PyObject *Writer_append_rows(WriterObject *self, PyObject *const *args, P
     uint64_t row_frame = frame_bytes(row_bytes);
     Py_buffer lsn_view = {0};
     PyObject *array = new_lsns(self, n, &lsn_view);
-    uint32_t *crcs = PyMem_Malloc((size_t)(n ? n : 1) * sizeof *crcs);
-    int failed = !array || !crcs;
-    if (array && !crcs)
-        PyErr_NoMemory();
+    int failed = !array;
     if (!failed && row_bytes > self->w.record_bytes_max)
         failed = slow(self, SLOW_LARGE, row_bytes, &o) != 0;
     uint64_t *lsns = lsn_view.buf;
     if (!failed && n) {
         const uint8_t *data = rows.buf;
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < n; i++)
-            crcs[i] = crc32c(self->w.seed, data + (uint64_t)i * row_bytes, row_bytes);
-        Py_END_ALLOW_THREADS
         uint64_t most = self->w.batch_bytes_max / row_frame, left = (uint64_t)n, first = 0;
         while (left && !failed) {
             uint64_t now = left < most ? left : most;
             plan_t plan = {.rows = data + first * row_bytes,
-                           .row_crcs = crcs + first,
                            .row_bytes = row_bytes,
                            .count = now,
                            .frame_bytes = now * row_frame,
@@ -1088,7 +1089,6 @@ static PyObject *Writer_append_rows(WriterObject *self, PyObject *const *args, P
         if (!failed)
             failed = finish(self, lsns[n - 1], &o) != 0;
     }
-    PyMem_Free(crcs);
     PyBuffer_Release(&rows);
     if (lsn_view.obj)
         PyBuffer_Release(&lsn_view);

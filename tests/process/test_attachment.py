@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,14 +266,87 @@ def test_every_slot_taken_is_an_attach_error_that_goes_with_a_slot(
 ) -> None:
     from shmlog import participants
 
-    monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 3)
+    monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 4)
+    monkeypatch.setattr(participants, "FLUSHER_SLOTS", 1)
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x")  # the flusher has a slot
         second = shmlog.open(log_path)
         with pytest.raises(shmlog.AttachError, match="all 3 participant slots"):
-            shmlog.open(log_path)
+            shmlog.open(log_path, timeout=0.2)
         second.close()
         shmlog.open(log_path).close()
+        assert_healthy(log)
+
+
+def test_slots_of_dead_owners_are_freed_for_who_waits_for_one(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shmlog import participants
+
+    monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 16)
+    with shmlog.open(log_path, create=True, flusher="external"):
+        used = [Child(_open_and_end, log_path) for _ in range(16 - participants.FLUSHER_SLOTS - 1)]
+        for child in used:
+            assert child.wait() == 0
+        with pytest.raises(shmlog.AttachError, match="all 8 participant slots"):
+            shmlog.open(log_path, flusher="external", timeout=0.1)
+        with shmlog.open(log_path) as log:  # starts a flusher, though it has no slot yet
+            assert_healthy(log)
+
+
+def _open_and_end(_wire: Wire, path: Path) -> None:
+    shmlog.open(path, flusher="external")
+    os._exit(0)
+
+
+def test_a_log_that_no_flusher_can_be_started_for_leaves_no_block(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shmlog.open(log_path, create=True).close()
+    with monkeypatch.context() as patch:
+        patch.setenv("SHMLOG_PYTHON", str(log_path / "nothing"))
+        with pytest.raises(FileNotFoundError, match="nothing"):
+            shmlog.open(log_path)
+    assert not block_path(log_path).exists()
+    shmlog.open(log_path).close()
+
+
+def test_no_descriptor_of_the_control_block_is_kept(log_path: Path) -> None:
+    def open_and_close(wire: Wire) -> int:
+        counts = []
+        for _ in range(20):
+            shmlog.open(log_path).close()
+            gc.collect()
+            counts.append(len(os.listdir("/proc/self/fd")))
+        return counts[-1] - counts[0]
+
+    with shmlog.open(log_path, create=True), Child(open_and_close) as child:
+        assert child.result() == 0
+
+
+def test_a_process_without_descriptors_left_does_not_remove_the_block(log_path: Path) -> None:
+    def open_with_few(wire: Wire) -> None:
+        for spare in range(12):
+            taken = os.dup(0)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (taken + spare, 4096))
+            with contextlib.suppress(OSError):
+                shmlog.open(log_path).close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+            os.close(taken)
+
+    with shmlog.open(log_path, create=True) as log:
+        with Child(open_with_few) as child:
+            child.result()
+        assert block_path(log_path).exists()
+        assert_healthy(log)
+        with shmlog.open(log_path) as second:
+            assert_healthy(second)
+
+
+def test_an_empty_block_of_a_killed_opener_is_replaced(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    block_path(log_path).touch(0o600)
+    with shmlog.open(log_path) as log:
         assert_healthy(log)
 
 

@@ -134,13 +134,20 @@ def test_a_slot_whose_owner_died_while_it_was_being_taken_is_passed_over(
     assert not other.alive(0), "the lock on the dead owner's slot was given back"
 
 
-def test_a_full_table_is_a_clear_error(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 2)
+def test_a_full_table_is_a_clear_error_and_keeps_room_for_flushers(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 4)
+    monkeypatch.setattr(participants, "FLUSHER_SLOTS", 2)
     one = table.process()
-    one.take(ROLE_HANDLE)
-    one.take(ROLE_HANDLE)
+    for number in range(2):
+        assert one.take(ROLE_HANDLE) == number
     with pytest.raises(AttachError, match="all 2 participant slots are in use"):
         one.take(ROLE_HANDLE)
+    for number in range(2, 4):
+        assert one.take(ROLE_FLUSHER) == number
+    with pytest.raises(AttachError, match="all 4 participant slots are in use"):
+        one.take(ROLE_FLUSHER)
 
 
 def test_a_new_owner_finds_no_claims_and_no_counters_of_the_last(table: Table) -> None:
