@@ -342,13 +342,13 @@ class BlockView:
     """A control block mapped read-only: to look at its watermarks, no more."""
 
     def __init__(self, mapping: _native.Mapping) -> None:
-        self._memory = memoryview(mapping).cast("Q")
+        self._mapping = mapping
 
     def load(self, word: int) -> int:
-        return self._memory[word // 8]
+        return self._mapping.load(word)
 
     def bounds(self) -> tuple[int, int]:
-        """(trimmed_lsn, committed_lsn), each an aligned load."""
+        """(trimmed_lsn, committed_lsn); acquire, so that what is below committed_lsn is there."""
         return self.load(CB_TRIMMED_LSN), self.load(CB_COMMITTED_LSN)
 
 

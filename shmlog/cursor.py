@@ -12,6 +12,7 @@ This module knows one cursor's file.  It may not know how records are read.
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from crc32c import crc32c
 
-from shmlog import files
+from shmlog import _native, files
 from shmlog.directory import Directory
 from shmlog.errors import AttachError, ClosedError, FormatError
 from shmlog.files import LockFile
@@ -30,6 +31,7 @@ from shmlog.layout import (
     CURSOR_MAGIC,
     CURSOR_OFFSETS,
     FORMAT_VERSION,
+    GRANULE_BYTES,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class _Source(Protocol):
     def trimmed_lsn(self) -> int: ...
     @property
     def committed_lsn(self) -> int: ...
+    def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None: ...
     def read_batches(
         self, start: int | None = None, stop: int | None = None, tag: int | None = None
     ) -> Iterator[RecordBatch]: ...
@@ -69,15 +72,20 @@ class Cursor:
         self._source = source
         with contextlib.suppress(FileExistsError):
             files.make_directory(directory.cursors_path, mode | (mode & 0o444) >> 2 | 0o100)
-        if not os.path.lexists(self._path):
-            files.write_atomically(
-                self._path, self._encode(0, source.trimmed_lsn).ljust(CURSOR_FILE_BYTES, b"\0"), mode
-            )
         self._lock: LockFile | None = LockFile(self._path, mode)
-        if not self._lock.try_lock(0):
+        self._generation = _native.fork_generation()
+        try:
+            if not self._lock.try_lock(0):
+                raise AttachError(f"the cursor {name!r} of {directory.path} is open elsewhere")
+            self._sequence, self.lsn = self._load_or_begin()
+            if self.lsn > source.committed_lsn:
+                raise FormatError(
+                    f"{self._path} is at LSN {self.lsn}, but the log ends at {source.committed_lsn}:"
+                    " has it been replaced by a copy? Remove the cursor to begin anew"
+                )
+        except BaseException:
             self._lock.close()
-            raise AttachError(f"the cursor {name!r} of {directory.path} is open elsewhere")
-        self._sequence, self.lsn = self._load()
+            raise
         self._next = self.lsn
 
     def batches(self, tag: int | None = None) -> Iterator[RecordBatch]:
@@ -87,7 +95,12 @@ class Cursor:
         reading begins again at the last commit(): at least once. Raises TrimmedError if
         the place has been trimmed.
         """
+        self._check()
+        return self._batches(tag)
+
+    def _batches(self, tag: int | None) -> Iterator[RecordBatch]:
         for batch in self._source.read_batches(self._next, None, tag):
+            self._check()
             self._next = batch.next_lsn
             yield batch
 
@@ -95,14 +108,19 @@ class Cursor:
         """Make the place durable; the LSN.
 
         lsn: a record's beginning or a batch's next_lsn; None: after the last batch that
-        batches() yielded. Blocks for one small fdatasync. OSError if that fails: the
-        place on disk is then the old one or the new one.
+        batches() yielded. Blocks until the records before it are durable (a place that
+        outlived its records would skip those that come after), and for one small
+        fdatasync. Errors of that wait as wait_durable() raises them. OSError if the
+        fdatasync fails: the place on disk is then the old one or the new one.
         """
-        if self._lock is None:
-            raise ClosedError(f"the cursor {self.name!r} has been closed")
-        place = self._next if lsn is None else int(lsn.__index__())
+        self._check()
+        place = self._next if lsn is None else operator.index(lsn)
         if not 0 <= place <= self._source.committed_lsn:
             raise ValueError(f"LSN {place} is not committed: the log ends at {self._source.committed_lsn}")
+        if place % GRANULE_BYTES:
+            raise ValueError(f"no record begins at LSN {place}, which is no multiple of {GRANULE_BYTES}")
+        if place:
+            self._source.wait_durable(place - 1)
         sequence = self._sequence + 1
         with files.descriptor(files.open_file(self._path, writable=True)) as fd:
             files.write_all(fd, self._encode(sequence, place), CURSOR_OFFSETS[sequence % 2])
@@ -115,6 +133,12 @@ class Cursor:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _check(self) -> None:
+        if self._lock is None:
+            raise ClosedError(f"the cursor {self.name!r} has been closed")
+        if self._generation != _native.fork_generation():
+            raise ClosedError(f"the cursor {self.name!r} belongs to the parent process")
 
     def __enter__(self) -> Cursor:
         return self
@@ -129,8 +153,16 @@ class Cursor:
         body = CURSOR.pack(CURSOR_MAGIC, FORMAT_VERSION, sequence, lsn)
         return body + CHECKSUM.pack(crc32c(body, crc32c(self._log_id)))
 
-    def _load(self) -> tuple[int, int]:
+    def _load_or_begin(self) -> tuple[int, int]:
+        """(sequence, lsn); under the lock.  A file of zeros has just been made."""
         data = files.read_small(self._path)
+        if not any(data):
+            begin = self._source.trimmed_lsn
+            with files.descriptor(files.open_file(self._path, writable=True)) as fd:
+                files.write_all(fd, self._encode(0, begin).ljust(CURSOR_FILE_BYTES, b"\0"), 0)
+                os.fsync(fd)
+            files.sync_directory(os.path.dirname(self._path))
+            return 0, begin
         found = []
         for offset in CURSOR_OFFSETS:
             body = data[offset : offset + CURSOR.size]

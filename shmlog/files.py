@@ -77,15 +77,26 @@ def open_file(path: str, writable: bool) -> int:
     try:
         fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _OPEN)
     except OSError as error:
-        if os.path.islink(path):
-            raise FormatError(f"{path} is a symbolic link") from error
+        _refuse_link(path, error)
         raise
+    try:
+        _check_regular(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_link(path: str, error: OSError) -> None:
+    if os.path.islink(path):
+        raise FormatError(f"{path} is a symbolic link") from error
+
+
+def _check_regular(fd: int, path: str) -> None:
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        os.close(fd)
         what = "has other names" if stat.S_ISREG(found.st_mode) else "is not a regular file"
         raise FormatError(f"{path} {what}")
-    return fd
 
 
 def create_file(path: str, mode: int) -> int:
@@ -160,12 +171,19 @@ class LockFile:
     def __init__(self, path: str, mode: int = 0o600) -> None:
         self.path = path
         try:
-            fd = open_file(path, writable=True)
+            self._fd = _native.Fd(path, os.O_RDWR | _OPEN)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 os.close(create_file(path, mode))
-            fd = open_file(path, writable=True)
-        self._fd = _native.Fd(fd)
+            self._fd = _native.Fd(path, os.O_RDWR | _OPEN)
+        except OSError as error:
+            _refuse_link(path, error)
+            raise
+        try:
+            _check_regular(self._fd.fileno(), path)
+        except BaseException:
+            self._fd.close()
+            raise
 
     def try_lock(self, byte: int) -> bool:
         """Does not block.  True also when this file holds it already."""

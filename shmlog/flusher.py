@@ -175,6 +175,7 @@ class Flusher:
         durable, prepared = self._control.durable_lsn, self._native.load(CB_PREPARED_LSN)
         for first, _ in self._geometry.segment_ranges(self._geometry.segment_begin(durable), prepared):
             self._live.get(first)
+        self._live.sync_names()
         self._syncer.take_over()
 
     # ----------------------------------------------------------------- commit
@@ -199,26 +200,32 @@ class Flusher:
                 self._retire()
                 if not self._linger and not self._participants.anybody():
                     return
-            waited_for = native.load(CB_WANTED_COMMITTED) > committed or native.load(CB_WANTED_LIMIT) > limit
+            wanted = self._wanted()
+            waited_for = wanted[0] > committed or wanted[1] > limit
             if progressed and waited_for and native.watch(committed, SPIN_NS):
                 continue  # who is read as it writes is likely to go on
             if committed < reserved and not progressed:
                 if self._repair(committed):
                     continue
                 stuck_s = min(stuck_s * 1.5, STUCK_S)
-                self._sleep(stuck_s, waited_for, committed, reserved)
+                self._sleep(stuck_s, waited_for, committed, reserved, wanted)
             elif not waited_for and (progressed or now - progress_at < IDLE_AFTER_S):
-                self._sleep(PACE_S, False, committed, reserved)
-            elif self._sleep(IDLE_S, True, committed, reserved) and not waited_for:
+                self._sleep(PACE_S, False, committed, reserved, wanted)
+            elif self._sleep(IDLE_S, True, committed, reserved, wanted) and not waited_for:
                 retired_at = 0.0  # rung for no record that is here: perhaps somebody has left
 
-    def _sleep(self, timeout_s: float, idle: bool, committed: int, reserved: int) -> bool:
-        """Sleep on the commit bell; idle: also be rung by the next append (SLEEP).  Whether
-        it was rung."""
+    def _wanted(self) -> tuple[int, int]:
+        return self._native.load(CB_WANTED_COMMITTED), self._native.load(CB_WANTED_LIMIT)
+
+    def _sleep(
+        self, timeout_s: float, idle: bool, committed: int, reserved: int, wanted: tuple[int, int]
+    ) -> bool:
+        """Sleep on the commit bell unless something changed since it was looked at (WANTED);
+        idle: also be rung by the next append (SLEEP).  Whether it was rung."""
         native = self._native
         native.store(CB_COMMIT_SLEEP, SLEEP_IDLE if idle else SLEEP_PACING)
         rung = False
-        if not (idle and self._moved(committed, reserved)):
+        if self._wanted() == wanted and not (idle and self._moved(committed, reserved)):
             rung = self._control.commit_bell.wait(timeout_s)
         native.store(CB_COMMIT_SLEEP, SLEEP_AWAKE)
         return rung

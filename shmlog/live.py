@@ -141,6 +141,10 @@ class LiveSegments:
             mapping.touch(at, self._geometry.file_offset(first) + stop - first - at)
             mapping.touch(0, PAGE_BYTES)
 
+    def sync_names(self) -> None:
+        """Make the files' names durable: a dead flusher may have given one and no more."""
+        files.sync_directory(self._directory.segments_path)
+
     def close_below(self, lsn: int) -> None:
         """Let go of the segments that end at or below lsn."""
         if all(first + self._geometry.segment_bytes > lsn for first in tuple(self._open)):

@@ -9,6 +9,7 @@ This module puts the parts together.  It may not contain any of the protocol.
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
@@ -216,7 +217,7 @@ class Log(Writer, Reading):
         if lsn is None:
             target = reserved
         else:
-            number = int(lsn.__index__())
+            number = operator.index(lsn)
             if not 0 <= number <= reserved:
                 raise ValueError(f"nothing has been appended at LSN {number}: the log ends at {reserved}")
             target = min(number + 1, reserved)
@@ -232,13 +233,13 @@ class Log(Writer, Reading):
         """Give up the records below before_lsn, by whole segments; the new trimmed_lsn.
 
         Only what is durable is given up, and never the segment that holds before_lsn or the
-        log's last record. Files
-        are unlinked: arrays and views of them stay valid as long as they are referred to.
-        Blocks until it is done, at most timeout seconds (TimeoutError).
+        log's last record. Files are unlinked: arrays and views of them stay valid as long
+        as they are referred to. Blocks until it is done, at most timeout seconds
+        (TimeoutError).
         """
         joined = self._live()
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        number = int(before_lsn.__index__())
+        number = operator.index(before_lsn)
         if not 0 <= number <= joined.control.committed_lsn:
             raise ValueError(f"LSN {number} is not committed: the log ends at {joined.control.committed_lsn}")
         deadline = deadline_after(seconds)
@@ -276,13 +277,13 @@ class Log(Writer, Reading):
         seconds = None if timeout is None else check_timeout(timeout)
         begin = self._live().control.committed_lsn if start is None else start
         begin, _ = self._range(begin, None)
-        return self._tail(begin, seconds)
+        return self._tail(begin, seconds, start is not None)
 
-    def _tail(self, begin: int, seconds: float | None) -> Iterator[Record]:
+    def _tail(self, begin: int, seconds: float | None, named: bool) -> Iterator[Record]:
         while True:
             _, committed = self._bounds()
-            yield from self._reader.records(begin, committed, committed)
-            begin = max(begin, committed)
+            yield from self._reader.records(begin, committed, committed, named=named)
+            begin, named = max(begin, committed), named and committed <= begin
             wait_s = 3600.0 if seconds is None else seconds
             if not self._waiting.until(COMMITTED, begin + 1, deadline_after(wait_s)) and seconds is not None:
                 raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
@@ -373,7 +374,7 @@ def open(
     if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o666 or mode & 0o600 != 0o600:
         raise ValueError(f"mode must be 0o600 plus rights for others, not {mode!r}")
     seconds = check_timeout(timeout)
-    interval = check_timeout(sync_interval)
+    interval = check_timeout(sync_interval, "sync_interval")
     where = os.fsdecode(path)
     if create and not directory.exists(where):
         wanted = Geometry(

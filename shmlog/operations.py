@@ -16,7 +16,7 @@ from shmlog.files import LockFile
 from shmlog.readonly import ReadonlyLog
 from shmlog.recovery import Case, Recovery
 from shmlog.verification import VerifyReport
-from shmlog.waiting import deadline_after
+from shmlog.waiting import check_timeout, deadline_after
 
 
 def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: float = 30.0) -> Recovery:
@@ -26,12 +26,13 @@ def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: flo
     the log. dry_run=True only looks. Raises AttachError if somebody uses the log,
     CorruptionError, FormatError.
     """
+    deadline = deadline_after(check_timeout(timeout))
     where = directory.load(os.fsdecode(path))
     if dry_run:
         return recovery.inspect(where, files.boot_id())
     lock = LockFile(where.lock_path)
     try:
-        take_setup(lock, deadline_after(timeout))
+        take_setup(lock, deadline)
         if somebody_lives(lock):
             raise AttachError(f"{where.path} is in use")
     finally:

@@ -16,6 +16,7 @@ are given to it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from shmlog import _native
 from shmlog.directory import Directory
 from shmlog.errors import CorruptionError, TrimmedError
+from shmlog.geometry import LSN_MAX
 from shmlog.layout import FRAME_HEADER_BYTES, GRANULE_BYTES, PROBLEMS, SEGMENT_HEADER_BYTES
 from shmlog.segments import MappingCache, list_segments, segment_path
 
@@ -169,9 +171,10 @@ class Reader:
         tag: int | None = None,
         verify: bool = True,
         records: int = BATCH_RECORDS,
+        named: bool = False,
     ) -> Iterator[RecordBatch]:
         """Yield the batches of [start, stop).  Both bounds are frame boundaries below
-        committed_lsn; ValueError if no record begins at start."""
+        committed_lsn, or start is what a user named: ValueError if no record begins there."""
         for first, begin, bound in self._pieces(start, stop):
             mapping, at = self._map(begin), begin
             while at < bound:
@@ -179,9 +182,11 @@ class Reader:
                 if len(batch):
                     yield batch
                 if problem:
-                    self._refuse(mapping, at, start, problem)
+                    self._refuse(mapping, at, named and at == start, problem)
 
-    def records(self, start: int, stop: int, end: int, verify: bool = True) -> Iterator[Record]:
+    def records(
+        self, start: int, stop: int, end: int, verify: bool = True, named: bool = False
+    ) -> Iterator[Record]:
         """Yield the records that begin in [start, stop); as batches() of [start, end), of
         which every frame ends by end."""
         for first, begin, bound in self._pieces(start, end):
@@ -192,7 +197,7 @@ class Reader:
                 )
                 yield from found
                 if problem:
-                    self._refuse(mapping, at, start, problem)
+                    self._refuse(mapping, at, named and at == start, problem)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """[start, stop) without the holes, cut at the segments: (the segment's first LSN,
@@ -241,12 +246,12 @@ class Reader:
                 raise TrimmedError(lsn, oldest) from None
             raise
 
-    def _refuse(self, mapping: _native.Mapping, lsn: int, start: int, problem: int) -> None:
+    def _refuse(self, mapping: _native.Mapping, lsn: int, named: bool, problem: int) -> None:
         path = segment_path(self._directory, lsn)
         if mapping.faulted:
             raise CorruptionError(path, lsn, "the file was changed or lost under the reader")
-        if lsn == start and problem != PROBLEMS.index("the checksum does not match"):
-            raise ValueError(f"no record begins at LSN {start} ({PROBLEMS[problem]})")
+        if named and problem != PROBLEMS.index("the checksum does not match"):
+            raise ValueError(f"no record begins at LSN {lsn} ({PROBLEMS[problem]})")
         raise CorruptionError(path, lsn, PROBLEMS[problem])
 
     def close(self) -> None:
@@ -268,11 +273,13 @@ class Reading:
             if lsn is None:
                 continue
             try:
-                number = lsn.__index__()
-            except AttributeError:
+                number = operator.index(lsn)
+            except TypeError:
                 raise TypeError(f"{name} must be an LSN, not {type(lsn).__name__}") from None
             if number < 0:
                 raise ValueError(f"{name} must not be negative: {number}")
+        if start is not None and start > LSN_MAX:
+            raise ValueError(f"start={start} is above every LSN")
         begin = trimmed if start is None else int(start)
         end = committed if stop is None else min(int(stop), committed)
         if begin < trimmed:
@@ -291,7 +298,7 @@ class Reading:
         record begins at start, CorruptionError; verify=False skips the checksums.
         """
         begin, end = self._range(start, stop)
-        return self._reader.records(begin, end, self._bounds()[1], verify)
+        return self._reader.records(begin, end, self._bounds()[1], verify, start is not None)
 
     def read_batches(
         self,
@@ -312,14 +319,14 @@ class Reading:
         if records < 1:
             raise ValueError(f"records must be positive: {records}")
         begin, end = self._range(start, stop)
-        return self._batches(begin, end, tag, verify, records)
+        return self._batches(begin, end, tag, verify, records, start is not None)
 
     def _batches(
-        self, begin: int, end: int, tag: int | None, verify: bool, records: int
+        self, begin: int, end: int, tag: int | None, verify: bool, records: int, named: bool
     ) -> Iterator[RecordBatch]:
         """A stop inside a record: the record begins before it, so it is included."""
         _, committed = self._bounds()
-        for batch in self._reader.batches(begin, committed, tag, verify, records):
+        for batch in self._reader.batches(begin, committed, tag, verify, records, named):
             if batch.next_lsn <= end:
                 yield batch
                 if batch.next_lsn == end:

@@ -31,7 +31,6 @@ block.
 from __future__ import annotations
 
 import enum
-import itertools
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -95,20 +94,17 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     if not segments:
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
     mark = _newest_mark(directory, segments)
-    vouched, size = mark.durable_lsn, geometry.segment_bytes
-    for before, following in itertools.pairwise(segments):
-        if following != before + size and before + size < vouched:
-            raise CorruptionError(
-                segment_path(directory, before + size), before + size, "the segment is missing"
-            )
+    vouched, trimmed, size = mark.durable_lsn, mark.trimmed_lsn, geometry.segment_bytes
+    # Of what was trimmed, any file may be there still: their removal is made durable in any order.
+    present = set(segments)
+    for first in range(geometry.segment_begin(trimmed), vouched, size):
+        if first not in present:
+            raise CorruptionError(segment_path(directory, first), first, "the segment is missing")
     begin = geometry.segment_begin(max(0, vouched - 1))
-    if begin not in segments:
-        raise CorruptionError(
-            segment_path(directory, begin), begin, "the segment that holds the mark is missing"
-        )
-    trimmed = max(mark.trimmed_lsn, segments[0])
+    if begin not in present:
+        raise CorruptionError(segment_path(directory, begin), begin, "the segment is missing")
     stop = begin
-    while stop in segments:
+    while stop in present:
         stop += size
     same_boot = mark.boot_id == boot_id
     holes: list[tuple[int, int]] = []

@@ -13,6 +13,7 @@ This module knows one file.  It may not know which segments there are.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 
@@ -20,10 +21,11 @@ from crc32c import crc32c
 
 from shmlog import files
 from shmlog.errors import FormatError
-from shmlog.geometry import Geometry
+from shmlog.geometry import LSN_MAX, Geometry
 from shmlog.layout import (
     CHECKSUM,
     FORMAT_VERSION,
+    GRANULE_BYTES,
     MARK,
     MARK_CLEAN,
     MARK_MAGIC,
@@ -113,6 +115,10 @@ def decode_mark(data: bytes, log_id: bytes) -> Mark | None:
     magic, flags, sequence, durable_lsn, trimmed_lsn, epoch, boot_id = MARK.unpack(body)
     if magic != MARK_MAGIC or CHECKSUM.unpack_from(data, MARK.size)[0] != crc32c(body, crc32c(log_id)):
         return None
+    if trimmed_lsn > durable_lsn or trimmed_lsn % GRANULE_BYTES:
+        return None  # no flusher wrote this
+    if max(durable_lsn, sequence, epoch) > LSN_MAX:
+        return None
     return Mark(epoch, durable_lsn, sequence, trimmed_lsn, bool(flags & MARK_CLEAN), boot_id)
 
 
@@ -142,7 +148,12 @@ def create(path: str, header: Header, mark: Mark, geometry: Geometry, mode: int)
         write_mark(fd, mark, header.log_id)
         os.fsync(fd)
         os.rename(temporary, path)
-        files.sync_directory(os.path.dirname(path))
+        try:
+            files.sync_directory(os.path.dirname(path))
+        except BaseException:  # the next try must make the directory dirty again
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
     except BaseException:
         os.close(fd)
         raise

@@ -71,7 +71,7 @@ class Syncer:
         self.mark = segment.Mark(
             epoch=control.load(CB_EPOCH),
             durable_lsn=min(newest.durable_lsn, control.durable_lsn) if newest else 0,
-            sequence=newest.sequence + 1 if newest else 0,
+            sequence=newest.sequence if newest else 0,  # the next one goes over the older copy
             trimmed_lsn=control.trimmed_lsn,
             boot_id=boot_id,
         )

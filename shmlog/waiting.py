@@ -15,6 +15,7 @@ This module knows watermarks and bells.  It may not know records or files.
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,13 +65,17 @@ def deadline_after(timeout_s: float) -> float:
     return time.monotonic() + timeout_s
 
 
-def check_timeout(timeout: object) -> float:
-    """A timeout in seconds, or TypeError / ValueError."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
-    if math.isnan(timeout) or timeout < 0:
-        raise ValueError(f"timeout must not be negative: {timeout}")
-    return min(float(timeout), 1e9)
+def check_timeout(seconds: object, name: str = "timeout") -> float:
+    """A time in seconds, or TypeError / ValueError."""
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
+        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
+    try:
+        value = float(seconds)
+    except OverflowError:
+        value = math.inf
+    if math.isnan(value) or value < 0:
+        raise ValueError(f"{name} must not be negative: {seconds}")
+    return min(value, 1e9)
 
 
 class Waiting:

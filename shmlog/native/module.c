@@ -196,6 +196,14 @@ static PyObject *Mapping_forget(MappingObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *Mapping_load(MappingObject *self, PyObject *arg) {
+    Py_ssize_t offset = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
+    if ((offset == -1 && PyErr_Occurred()) || mapping_range(self, offset, 8) != 0)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(
+        atomic_load_explicit((shared_u64 *)(void *)(self->base + offset), memory_order_acquire));
+}
+
 static PyObject *Mapping_faulted(MappingObject *self, void *closure) {
     (void)closure;
     return PyBool_FromLong(guard_faulted(self->range));
@@ -208,6 +216,7 @@ static PyMethodDef Mapping_methods[] = {
      "forget(offset, bytes)\n--\n\nDrop the range from this process's page tables; the file keeps its bytes."},
     {"touch", (PyCFunction)Mapping_touch, METH_VARARGS,
      "touch(offset, bytes)\n--\n\nMake every page of the range dirty without changing it."},
+    {"load", (PyCFunction)Mapping_load, METH_O, "load(offset)\n--\n\nThe u64 at an aligned offset (acquire)."},
     {NULL, NULL, 0, NULL}};
 static PyGetSetDef Mapping_getset[] = {
     {"faulted", (getter)Mapping_faulted, NULL, "Whether an access to the mapping ever failed.", NULL},
@@ -233,21 +242,27 @@ typedef struct {
 } FdObject;
 
 static PyObject *Fd_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"fd", NULL};
-    int fd;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i", names, &fd))
+    static char *names[] = {"path", "flags", NULL};
+    PyObject *path;
+    int flags;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&i", names, PyUnicode_FSConverter, &path, &flags))
         return NULL;
     FdObject *self = (FdObject *)type->tp_alloc(type, 0);
-    if (!self)
-        return NULL;
-    self->fd = -1;
-    self->index = fork_register(fd);
-    if (self->index < 0) {
-        Py_DECREF(self);
-        return PyErr_Format(PyExc_OSError, "more than %d logs open in one process", FORK_FDS);
+    if (self) {
+        int fd = -1, index = -1, error;
+        Py_BEGIN_ALLOW_THREADS
+        error = fork_open(PyBytes_AS_STRING(path), flags, &fd, &index);
+        Py_END_ALLOW_THREADS
+        self->fd = error ? -1 : fd;
+        self->index = index;
+        self->generation = atomic_load(&fork_generation);
+        if (error) {
+            errno = error;
+            PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+            Py_CLEAR(self);
+        }
     }
-    self->fd = fd;
-    self->generation = atomic_load(&fork_generation);
+    Py_DECREF(path);
     return (PyObject *)self;
 }
 
@@ -287,7 +302,7 @@ static PyTypeObject Fd_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "shmlog._native.Fd",
     .tp_basicsize = sizeof(FdObject),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Fd(fd)\n--\n\nOwns a descriptor that forked children close at birth.",
+    .tp_doc = "Fd(path, flags)\n--\n\nOpens a file; owns a descriptor that forked children close at birth.",
     .tp_new = Fd_new,
     .tp_dealloc = (destructor)Fd_dealloc,
     .tp_methods = Fd_methods};
@@ -736,6 +751,32 @@ typedef struct {
     PyObject *deadline; /* owned; what _slow last returned */
 } options_t;
 
+/* As waiting.check_timeout: before anything is reserved. */
+static int check_timeout(PyObject *timeout) {
+    PyNumberMethods *number = Py_TYPE(timeout)->tp_as_number;
+    if (PyBool_Check(timeout) || !number || !(number->nb_float || number->nb_index)) {
+        PyErr_Format(PyExc_TypeError, "timeout must be a number of seconds, not %s", Py_TYPE(timeout)->tp_name);
+        return -1;
+    }
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return -1;
+        PyErr_Clear(); /* longer than anybody waits, or below zero */
+        PyObject *zero = PyLong_FromLong(0);
+        int negative = zero ? PyObject_RichCompareBool(timeout, zero, Py_LT) : -1;
+        Py_XDECREF(zero);
+        if (negative < 0)
+            return -1;
+        seconds = negative ? -1.0 : 0.0;
+    }
+    if (!(seconds >= 0)) {
+        PyErr_Format(PyExc_ValueError, "timeout must not be negative: %S", timeout);
+        return -1;
+    }
+    return 0;
+}
+
 static int parse_options(const char *function, PyObject *const *args, Py_ssize_t count, PyObject *names,
                          options_t *o, int takes_atomic, int takes_durable) {
     *o = (options_t){0};
@@ -767,6 +808,8 @@ static int parse_options(const char *function, PyObject *const *args, Py_ssize_t
             o->atomic = truth;
         } else if (PyUnicode_Compare(name, name_timeout) == 0) {
             o->timeout = value == Py_None ? NULL : value;
+            if (o->timeout && check_timeout(value) != 0)
+                return -1;
         } else {
             PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", function, name);
             return -1;
@@ -842,6 +885,19 @@ static int wait_durable(WriterObject *self, uint64_t lsn, options_t *o) {
     return slow(self, SLOW_DURABLE, lsn, o);
 }
 
+/* Give the exception that is set an attribute `appended`: so many records of the call
+ * are in the log all the same. */
+static void say_appended(Py_ssize_t count) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    PyObject *number = PyLong_FromSsize_t(count);
+    if (!number || !error || PyObject_SetAttrString(error, "appended", number) != 0)
+        PyErr_Clear();
+    Py_XDECREF(number);
+    PyErr_Restore(type, error, trace);
+}
+
 /* After DONE: ring if the flusher sleeps, wait if the caller asked for it. */
 static int finish(WriterObject *self, uint64_t last_lsn, options_t *o) {
     if (flusher_sleeps(&self->w) && slow(self, SLOW_BELL, last_lsn, o) != 0)
@@ -899,6 +955,18 @@ static void sum(piece_t *piece, uint32_t seed) {
         piece->crc = payload_crc(seed, piece->data, piece->bytes);
 }
 
+/* Whether a buffer's format has a Python object in it; field names stand between colons. */
+static int format_has_objects(const char *format) {
+    int name = 0;
+    for (; format && *format; format++) {
+        if (*format == ':')
+            name = !name;
+        else if (*format == 'O' && !name)
+            return 1;
+    }
+    return 0;
+}
+
 /* View `object` as bytes.  `view->obj` is NULL when there is nothing to release. */
 static int view_bytes(PyObject *object, Py_buffer *view, piece_t *piece) {
     view->obj = NULL;
@@ -913,11 +981,18 @@ static int view_bytes(PyObject *object, Py_buffer *view, piece_t *piece) {
         PyErr_SetString(PyExc_TypeError, "a record is bytes or another contiguous buffer, not str: encode it first");
         return -1;
     }
-    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) != 0) {
-        view->obj = NULL;
-        if (!PyObject_CheckBuffer(object))
-            PyErr_Format(PyExc_TypeError, "a record is bytes or another contiguous buffer, not %s",
-                         Py_TYPE(object)->tp_name);
+    if (PyObject_GetBuffer(object, view, PyBUF_ND | PyBUF_FORMAT) != 0) {
+        PyErr_Clear(); /* not every type has a format (NumPy's datetime64) */
+        if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) != 0) {
+            view->obj = NULL;
+            if (!PyObject_CheckBuffer(object))
+                PyErr_Format(PyExc_TypeError, "a record is bytes or another contiguous buffer, not %s",
+                             Py_TYPE(object)->tp_name);
+            return -1;
+        }
+    } else if (format_has_objects(view->format)) {
+        PyBuffer_Release(view);
+        PyErr_SetString(PyExc_TypeError, "an array of Python objects cannot be appended");
         return -1;
     }
     piece->data = view->buf;
@@ -942,7 +1017,9 @@ static PyObject *Writer_append(WriterObject *self, PyObject *const *args, Py_ssi
                        .frame_bytes = frame_bytes(piece.bytes),
                        .payload_bytes = piece.bytes,
                        .tag = o.tag};
-        failed = append_all(self, &plan, &lsn, &o) != 0 || finish(self, lsn, &o) != 0;
+        failed = append_all(self, &plan, &lsn, &o) != 0;
+        if (!failed && (failed = finish(self, lsn, &o) != 0))
+            say_appended(1);
     }
     if (view.obj)
         PyBuffer_Release(&view);
@@ -1034,10 +1111,13 @@ static PyObject *Writer_append_many(WriterObject *self, PyObject *const *args, P
             plan.count++;
         }
         failed = append_all(self, &plan, lsns + first, &o) != 0;
-        first = end;
+        if (!failed)
+            first = end;
+        else if (first)
+            say_appended(first);
     }
-    if (!failed && n)
-        failed = finish(self, lsns[n - 1], &o) != 0;
+    if (!failed && n && (failed = finish(self, lsns[n - 1], &o) != 0))
+        say_appended(n);
     for (Py_ssize_t i = 0; i < held; i++)
         PyBuffer_Release(&views[i]);
     PyMem_Free(views);
@@ -1083,11 +1163,13 @@ static PyObject *Writer_append_rows(WriterObject *self, PyObject *const *args, P
                            .payload_bytes = now * row_bytes,
                            .tag = o.tag};
             failed = append_all(self, &plan, lsns + first, &o) != 0;
+            if (failed && first)
+                say_appended((Py_ssize_t)first);
             first += now;
             left -= now;
         }
-        if (!failed)
-            failed = finish(self, lsns[n - 1], &o) != 0;
+        if (!failed && (failed = finish(self, lsns[n - 1], &o) != 0))
+            say_appended(n);
     }
     PyBuffer_Release(&rows);
     if (lsn_view.obj)
@@ -1629,9 +1711,13 @@ static PyObject *py_punch_hole(PyObject *module, PyObject *args) {
         return NULL;
 #ifdef FALLOC_FL_PUNCH_HOLE
     int result;
-    Py_BEGIN_ALLOW_THREADS
-    result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
-    Py_END_ALLOW_THREADS
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+        Py_END_ALLOW_THREADS
+    } while (result != 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+    if (PyErr_Occurred())
+        return NULL;
     if (result == 0)
         Py_RETURN_TRUE;
     if (errno != EOPNOTSUPP && errno != ENOSYS)

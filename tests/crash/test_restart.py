@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,14 @@ from support.processes import (
     payload,
     until,
 )
+from support.pyreader import PyLog
 
 import shmlog
 from shmlog import directory, files, recovery, segment, sidecar, syncing
+from shmlog.attachment import attach, leave_unserved
 from shmlog.geometry import Geometry
+from shmlog.layout import ROLE_SIDECAR
+from shmlog.live import LiveSegments
 from shmlog.recovery import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -134,6 +139,10 @@ def _after_restart(path: Path, boot_id: bytes, monkeypatch: pytest.MonkeyPatch) 
             log.close()
             flusher.signal(15)
             assert flusher.result() == 0
+
+
+def _segments(path: Path) -> list[Path]:
+    return sorted((path / "segments").glob("*.seg"))
 
 
 def _lsns(log: shmlog.Log) -> list[int]:
@@ -409,6 +418,56 @@ def test_a_missing_segment_in_the_middle_is_named(log_path: Path) -> None:
     (log_path / "segments" / gone).unlink()
     with pytest.raises(shmlog.CorruptionError, match=f"{gone}.*missing"):
         shmlog.open(log_path)
+
+
+@pytest.mark.parametrize("boot", ["same", "other"])
+def test_missing_first_segments_are_damage_and_not_a_trim(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str
+) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        append_some(log, 0, 500)
+    _segments(log_path)[0].unlink()
+    if boot == "other":
+        monkeypatch.setattr(files, "boot_id", lambda: OTHER_BOOT)
+    for use in (shmlog.open, shmlog.open_readonly, shmlog.recover):
+        with pytest.raises(shmlog.CorruptionError, match=r"LSN 0.*the segment is missing"):
+            use(log_path)
+    assert not shmlog.verify(log_path).ok
+
+
+def test_files_that_were_trimmed_may_be_gone_in_any_order(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        lsns = append_some(log, 0, 800)
+        log.wait_durable()
+        kept = {path: path.read_bytes() for path in _segments(log_path)[:3]}
+        trimmed = log.trim(3 * SEGMENT_BYTES)
+        assert trimmed == 3 * SEGMENT_BYTES
+    names = list(kept)
+    names[0].write_bytes(kept[names[0]])  # what the disk kept of an unlink that was not synced
+    names[2].write_bytes(kept[names[2]])
+    assert shmlog.verify(log_path).ok
+    with shmlog.open(log_path) as log:
+        assert log.trimmed_lsn == trimmed
+        assert [record.lsn for record in log.read()] == [lsn for lsn in lsns if lsn >= trimmed]
+
+
+def test_a_new_flushers_first_mark_goes_over_the_older_copy(log_path: Path) -> None:
+    for _ in range(3):
+        with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+            log.append(b"x", durable=True)
+    newest = max(mark for mark in PyLog(log_path).marks(0) if mark)
+    where, boot = directory.load(str(log_path)), files.boot_id()
+    joined = attach(where, 0o600, ROLE_SIDECAR, time.monotonic() + 10)
+    live = LiveSegments(where, 0o600)
+    try:
+        geometry = where.identity.geometry
+        syncing.Syncer(joined.control, live, geometry, boot, 1.0).sync_mark(clean=False)
+        found = PyLog(log_path).marks(0)
+        assert newest in found and max(mark.sequence for mark in found if mark) == newest.sequence + 1
+    finally:
+        live.close()
+        leave_unserved(joined)
+        joined.lock.close()
 
 
 def test_a_segment_of_another_log_is_refused(log_path: Path, tmp_path: Path) -> None:

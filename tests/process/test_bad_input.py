@@ -158,6 +158,8 @@ def test_a_bound_that_is_no_lsn_is_refused(log: shmlog.Log, name: str) -> None:
             log.read_batches(**{name: other})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="records"):
         log.read_batches(records=0)
+    with pytest.raises(ValueError, match="above every LSN"):
+        log.tail(1 << 70, timeout=0.05)
 
 
 def test_a_reservation_may_be_ended_once(log_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
+from support.processes import Child, Wire
 
 import shmlog
 
@@ -59,9 +62,97 @@ def test_one_spoilt_copy_costs_at_most_the_last_commit(log_path: Path, offset: i
 def test_a_cursor_with_no_valid_copy_is_a_format_error(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log:
         log.cursor("etl").close()
-        (log_path / "cursors" / "etl").write_bytes(bytes(1024))
+        (log_path / "cursors" / "etl").write_bytes(b"\1" * 1024)
         with pytest.raises(shmlog.FormatError, match="no valid copy"):
             log.cursor("etl")
+
+
+@pytest.mark.parametrize("content", [b"", bytes(1024)])
+def test_a_cursor_whose_making_was_interrupted_is_made(log_path: Path, content: bytes) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        log.append(b"x", durable=True)
+        (log_path / "cursors").mkdir(0o700)
+        (log_path / "cursors" / "etl").write_bytes(content)
+        with log.cursor("etl") as cursor:
+            assert cursor.lsn == 0 and len(list(cursor.batches())) == 1
+
+
+def test_a_cursor_is_never_ahead_of_what_is_durable(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, sync_interval=1000) as log, log.cursor("etl") as cursor:
+        for n in range(10):
+            log.append(b"%d" % n)
+        log.wait_committed()
+        assert log.durable_lsn < log.committed_lsn
+        assert sum(map(len, cursor.batches())) == 10
+        place = cursor.commit()
+        assert log.durable_lsn >= place == log.committed_lsn
+
+
+def test_a_cursor_beyond_the_end_of_the_log_is_refused(log_path: Path, tmp_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        shutil.copytree(log_path, tmp_path / "copy")
+        log.append(b"x", durable=True)
+        with log.cursor("etl") as cursor:
+            cursor.commit(log.committed_lsn)
+    shutil.copytree(log_path / "cursors", tmp_path / "copy" / "cursors")
+    with shmlog.open(tmp_path / "copy") as log, pytest.raises(shmlog.FormatError, match="the log ends at 0"):
+        log.cursor("etl")
+
+
+def test_a_new_cursor_is_held_by_one_of_those_who_open_it_at_once(log_path: Path) -> None:
+    def hold(wire: Wire, name: str) -> int:
+        with shmlog.open(log_path) as log:
+            wire.say("ready")
+            wire.hear()
+            try:
+                cursor = log.cursor(name)
+            except shmlog.AttachError:
+                cursor = None
+            wire.say(cursor is not None)
+            wire.hear()
+        return 0
+
+    with shmlog.open(log_path, create=True):
+        for trial in range(5):
+            with contextlib.ExitStack() as stack:
+                children = [stack.enter_context(Child(hold, f"c{trial}")) for _ in range(4)]
+                for child in children:
+                    child.hear()
+                for child in children:
+                    child.say("open")
+                assert sum(child.hear() for child in children) == 1
+                for child in children:
+                    child.say("end")
+                    child.result()
+
+
+def test_a_forked_child_cannot_use_the_parents_cursor(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log, log.cursor("etl") as cursor:
+        log.append(b"x", durable=True)
+
+        def use(wire: Wire) -> str:
+            problems = []
+            for call in (cursor.batches, cursor.commit):
+                try:
+                    call()
+                except shmlog.ClosedError as error:
+                    problems.append(str(error))
+            return " ".join(problems)
+
+        with Child(use) as child:
+            assert child.result().count("belongs to the parent process") == 2
+        assert len(list(cursor.batches())) == 1
+    with pytest.raises(shmlog.ClosedError):
+        cursor.batches()
+
+
+def test_a_place_that_is_no_place_is_not_committed(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log, log.cursor("etl") as cursor:
+        log.append(b"x", durable=True)
+        with pytest.raises(ValueError, match="no record begins at LSN 33"):
+            cursor.commit(33)
+        with pytest.raises(TypeError):
+            cursor.commit(1.0)  # type: ignore[arg-type]
 
 
 def test_a_cursor_is_open_once_only(log_path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.processes import SEGMENT_BYTES, flusher_of
 
 import shmlog
+from shmlog.layout import CB_TRIMMED_LSN
 
 SMALL = 64 << 10
 
@@ -71,6 +73,25 @@ def test_trim_survives_a_clean_reopen(log_path: Path) -> None:
         assert again.trimmed_lsn == trimmed
         assert next(again.read()).lsn == trimmed
         assert again.trim(0) == trimmed
+
+
+def test_a_trim_that_a_dead_flusher_began_is_finished_by_the_next(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, flusher="external") as log:
+        with flusher_of(log_path) as flusher:
+            for _ in range(300):
+                log.append(bytes(1000))
+            log.wait_durable()
+            flusher.kill()
+            flusher.wait()
+        target = 2 * SEGMENT_BYTES
+        log._joined.control.native.store(CB_TRIMMED_LSN, target)  # and then it died
+        with flusher_of(log_path) as sidecar:
+            assert log.trim(target, timeout=10) == target
+            assert min(path.name for path in (log_path / "segments").iterdir()) == f"{target:020d}.seg"
+            log.close()
+            sidecar.terminate()
+            assert sidecar.wait(30) == 0
+    assert shmlog.recover(log_path, dry_run=True).trimmed_lsn == target
 
 
 def test_trim_of_what_is_not_committed_is_refused(log_path: Path) -> None:

@@ -22,6 +22,7 @@ GEOMETRY = Geometry(64 << 10, 64 << 10)
 HEADER = segment.Header(LOG_ID, 3 << 16, 64 << 10, 7, 1_700_000_000_000_000_000)
 MARK_ = segment.Mark(epoch=7, durable_lsn=4096, sequence=5, trimmed_lsn=64, clean=True, boot_id=bytes(16))
 U64 = st.integers(0, 2**64 - 1)
+U62 = st.integers(0, 2**62)
 HEADER_BYTES = SEGMENT_HEADER.size + CHECKSUM.size
 MARK_BYTES = MARK.size + CHECKSUM.size
 
@@ -54,12 +55,28 @@ def test_a_header_of_another_version_says_which() -> None:
         segment.decode_header(bytes(body) + CHECKSUM.pack(crc32c(body)), "x.seg")
 
 
-@given(U64, U64, U64, U64, st.booleans(), st.binary(min_size=16, max_size=16))
+@given(U62, U62, U62, U62, st.booleans(), st.binary(min_size=16, max_size=16))
 def test_a_mark_decodes_to_what_was_encoded(
     epoch: int, durable: int, sequence: int, trimmed: int, clean: bool, boot: bytes
 ) -> None:
+    trimmed = min(trimmed, durable) // 32 * 32
     mark = segment.Mark(epoch, durable, sequence, trimmed, clean, boot)
     assert segment.decode_mark(mark.encode(LOG_ID), LOG_ID) == mark
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trimmed_lsn": 128, "durable_lsn": 64},
+        {"trimmed_lsn": 33, "durable_lsn": 64},
+        {"trimmed_lsn": 0, "durable_lsn": (1 << 62) + 32},
+        {"sequence": 2**64 - 1},
+        {"epoch": 2**64 - 1},
+    ],
+)
+def test_a_mark_that_no_flusher_writes_does_not_count(changes: dict[str, int]) -> None:
+    forged = replace(MARK_, **changes)  # type: ignore[arg-type]
+    assert segment.decode_mark(forged.encode(LOG_ID), LOG_ID) is None
 
 
 @pytest.mark.parametrize("byte", range(MARK_BYTES))
