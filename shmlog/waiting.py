@@ -72,7 +72,7 @@ def check_timeout(seconds: object, name: str = "timeout") -> float:
     try:
         value = float(seconds)
     except OverflowError:
-        value = math.inf
+        value = math.inf if abs(seconds) == seconds else -math.inf
     if math.isnan(value) or value < 0:
         raise ValueError(f"{name} must not be negative: {seconds}")
     return min(value, 1e9)

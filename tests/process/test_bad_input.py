@@ -28,6 +28,10 @@ def log(log_path: Path) -> Iterator[shmlog.Log]:
         assert_healthy(log, 10)
 
 
+def _short(value: Any) -> str:
+    return repr(value)[:9]
+
+
 GRID = np.arange(12.0).reshape(3, 4)
 
 
@@ -73,6 +77,74 @@ def test_a_tag_out_of_range_is_a_value_error(log: shmlog.Log, tag: int) -> None:
     for call in calls:
         with pytest.raises(ValueError, match="tag"):
             call()
+
+
+@pytest.mark.parametrize(
+    "timeout",
+    [-1, -0.5, float("nan"), "1", True, -(10**400), np.int64(-1), [1]],
+    ids=lambda value: repr(value)[:9],
+)
+def test_a_wrong_timeout_is_refused_before_anything_is_appended(log: shmlog.Log, timeout: Any) -> None:
+    before = log.reserved_lsn
+    rows = np.zeros((3, 4))
+    for call in (
+        lambda: log.append(b"x", durable=True, timeout=timeout),
+        lambda: log.append(b"x", timeout=timeout),
+        lambda: log.append_many([b"x"], durable=True, timeout=timeout),
+        lambda: log.append_array(rows, durable=True, timeout=timeout),
+        lambda: log.reserve(4, timeout=timeout),
+        lambda: log.wait_durable(timeout=timeout),
+    ):
+        with pytest.raises((ValueError, TypeError), match="timeout must"):
+            call()
+    assert log.reserved_lsn == before
+
+
+@pytest.mark.parametrize(
+    "timeout", [5, 5.0, np.int64(5), np.float32(5), 10**400, float("inf")], ids=lambda value: repr(value)[:9]
+)
+def test_any_real_number_is_a_timeout(log_path: Path, timeout: Any) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        lsn = log.append(b"x", 3, durable=True, timeout=timeout)
+        log.wait_durable(lsn, timeout)
+
+
+def test_an_error_after_the_append_says_how_many_records_are_in(log_path: Path) -> None:
+    rows = np.zeros((10_000, 32), np.uint8)
+    at_once = SEGMENT_BYTES // 2 // 64
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES) as log:
+        with log.reserve(8):  # nothing is committed before it is published
+            with pytest.raises(shmlog.LogFullError) as caught:
+                log.append_array(rows, timeout=0)
+            assert caught.value.appended == at_once  # type: ignore[attr-defined]
+        log.wait_committed()
+        with log.reserve(8):
+            with pytest.raises(shmlog.LogFullError) as caught:
+                log.append_many(list(rows), timeout=0)
+            assert caught.value.appended == at_once  # type: ignore[attr-defined]
+        log.wait_committed()
+        assert sum(1 for _ in log.read()) == 2 * (1 + at_once)
+        with pytest.raises(TimeoutError, match="appended at LSN") as late:
+            log.append(b"x", durable=True, timeout=0)
+        assert late.value.appended == 1  # type: ignore[attr-defined]
+
+
+def test_arrays_of_python_objects_are_refused_by_every_append(log: shmlog.Log) -> None:
+    for data in (np.array([object()]), np.zeros(2, [("n", "i4"), ("what", "O")])):
+        with pytest.raises(TypeError, match="Python objects"):
+            log.append(data)
+        with pytest.raises(TypeError, match="Python objects"):
+            log.append_many([b"x", data])
+
+
+def test_arrays_of_any_other_kind_are_taken(log_path: Path) -> None:
+    names = np.ones(2, [("ORIGIN", "S3"), ("O", "i4")])  # a name is no format
+    when = np.array(["2013-01-01"], "M8[s]")  # has no format at all
+    with shmlog.open(log_path, create=True) as log:
+        for fine in (names, when):
+            lsn = log.append(fine)
+            log.wait_committed(lsn)
+            assert bytes(next(iter(log.read(lsn))).data) == fine.tobytes()
 
 
 @pytest.mark.parametrize("tag", [1.0, "1", None, b"1"])

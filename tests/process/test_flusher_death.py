@@ -4,6 +4,7 @@ there is never a second one."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -35,7 +36,12 @@ from support.processes import (
 )
 
 import shmlog
+from shmlog import directory
+from shmlog.attachment import attach
 from shmlog.files import LEASE_BYTE, LockFile
+from shmlog.flusher import Flusher
+from shmlog.layout import ROLE_SIDECAR
+from shmlog.live import LiveSegments
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -186,6 +192,47 @@ def test_a_sidecar_told_to_end_settles_first(log_path: Path, number: signal.Sign
     with shmlog.open(log_path) as log:
         log.wait_committed()
         assert [record.lsn for record in log.read()] == [lsn, after]
+
+
+def test_a_successor_writes_anew_what_the_dead_flusher_may_have_synced(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an intent or not: another of its threads may have synced and been told of an error."""
+    rewritten = []
+    monkeypatch.setattr(LiveSegments, "rewrite", lambda _, begin, end: rewritten.append((begin, end)))
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, flusher="external") as log:
+        with flusher_of(log_path, "--sync-interval", "1000") as first:
+            log.append(b"durable", durable=True)
+            for _ in range(200):
+                log.append(bytes(1000))
+            log.wait_committed()
+            first.kill()
+            first.wait()
+        durable, reserved = log.durable_lsn, log.reserved_lsn
+        assert durable < reserved
+        where = directory.load(str(log_path))
+        lock = LockFile(where.lock_path)
+        assert lock.try_lock(LEASE_BYTE)
+        joined = attach(where, 0o600, ROLE_SIDECAR, time.monotonic() + 10, lock)
+        flusher = Flusher(
+            where, joined.control, joined.participants, joined.number, joined.boot_id, 0o600, 1000, True
+        )
+        try:
+            flusher._take_over()
+            assert not rewritten, "what is not committed may still be stored to"
+            log.append(b"of the new one's own time")
+            flusher.settle()
+        finally:
+            flusher.close()
+            joined.detach()
+            lock.close()
+        assert log.durable_lsn > reserved
+        assert rewritten[0][0] == durable and rewritten[-1][1] == reserved
+        assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(rewritten))
+        with flusher_of(log_path) as sidecar:
+            log.close()
+            sidecar.terminate()
+            assert sidecar.wait(30) == 0
 
 
 @pytest.mark.parametrize("mode", ["external", "auto"])

@@ -6,14 +6,17 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.processes import (
     SEGMENT_BYTES,
@@ -27,6 +30,7 @@ from support.processes import (
 )
 
 import shmlog
+from shmlog.segments import map_segment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -320,3 +324,76 @@ def test_an_attacher_that_exits_does_not_take_the_control_block_with_it(log_path
         with shmlog.open(log_path) as second:
             second.append(b"y")
         assert_healthy(log)
+
+
+def test_a_buffer_that_changes_while_it_is_appended_harms_nobody(log_path: Path) -> None:
+    array = np.zeros(1 << 20, np.uint8)
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            np.invert(array, out=array)
+
+    with shmlog.open(log_path, create=True) as log:
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            for _ in range(20):
+                log.append(array)
+                log.append_many([array[:100], array])
+                log.append_array(array.reshape(256, -1))
+        finally:
+            stop.set()
+            thread.join()
+        log.append(b"an innocent record", durable=True)
+        assert sum(1 for _ in log.read()) == 20 * (1 + 2 + 256) + 1
+    assert shmlog.verify(log_path).ok
+
+
+def test_a_segment_that_is_mapped_late_does_not_replace_a_newer_one(log_path: Path) -> None:
+    def use(wire: Wire) -> int:
+        with shmlog.open(log_path, timeout=5) as log:
+            while log.reserved_lsn < 20 * SEGMENT_BYTES:
+                log.append(bytes(30_000))
+            open_one = log.reserve(100)
+            newest = log._directory.identity.geometry.segment_no(open_one.lsn)
+            for number in range(newest):  # as threads do that were descheduled since they asked
+                log._map(number, map_segment(log._directory, number * SEGMENT_BYTES, writable=True))
+            open_one.abort()
+            append_some(log, 0, 10)
+        return 0
+
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES) as log:
+        with Child(use) as child:
+            child.result()
+        log.append(b"x", durable=True)
+    assert shmlog.verify(log_path).ok
+
+
+def test_nobody_dies_and_no_hole_is_filled(log_path: Path) -> None:
+    """Many slow reservations, durable waits and idle participants: whoever looks for a hole
+    takes long, and the flusher's other threads commit meanwhile."""
+
+    def write(wire: Wire, writer: int) -> list[int]:
+        rng = random.Random(writer)
+        lsns = []
+        with shmlog.open(log_path) as log:
+            for sequence in range(400):
+                data = payload(writer, sequence, 64)
+                with log.reserve(len(data), writer) as reservation:
+                    reservation.buffer[:] = data
+                    until_ns = time.monotonic_ns() + rng.randrange(3_000_000) * rng.randrange(2)
+                    while time.monotonic_ns() < until_ns:
+                        pass
+                lsns.append(reservation.lsn)
+                if writer % 3:
+                    log.wait_durable(reservation.lsn, 30)
+        return lsns
+
+    with shmlog.open(log_path, create=True) as log, contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(shmlog.open(log_path))
+        children = [stack.enter_context(Child(write, writer)) for writer in range(6)]
+        returned = {writer: child.result() for writer, child in enumerate(children)}
+        assert log.statistics().holes_filled == 0
+        check_records(log, returned)

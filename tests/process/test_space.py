@@ -3,6 +3,7 @@ never a signal, and nothing lost."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -275,6 +276,34 @@ def test_a_view_of_a_segment_that_was_cut_reads_as_zeros_and_kills_nobody(log_pa
         _cut(log_path)
         child.say("look")
         assert child.result() == 100_000
+
+
+@pytest.mark.parametrize("fault", ["cut", "zeroed"])
+def test_a_damaged_control_block_never_costs_a_record(log_path: Path, fault: str) -> None:
+    def use(wire: Wire) -> None:
+        log = shmlog.open(log_path, timeout=2)
+        wire.say(append_some(log, 0, 300))
+        log.wait_durable()
+        wire.say("durable")
+        wire.hear()
+        with contextlib.suppress(shmlog.ShmlogError, OSError):
+            log.append(bytes(100), timeout=1)
+        with contextlib.suppress(shmlog.ShmlogError, OSError):
+            log.close()
+
+    shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES).close()
+    with Child(use) as child:
+        lsns = child.hear()
+        assert child.hear() == "durable"
+        size = block_path(log_path).stat().st_size
+        os.truncate(block_path(log_path), 0)
+        if fault == "zeroed":
+            os.truncate(block_path(log_path), size)
+        child.say("go on")
+        child.result()
+    until(lambda: not any(is_alive(pid) for pid in flusher_pids(log_path)), "the flusher gives up")
+    with shmlog.open(log_path) as log:
+        check_records(log, {0: lsns})
 
 
 def test_a_control_block_cut_under_its_users_fails_and_kills_nobody(log_path: Path) -> None:
