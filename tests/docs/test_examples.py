@@ -18,12 +18,18 @@ PAGES = [
     "docs/tutorial.md",
     *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/how-to/*.md")),
 ]
-LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 
 
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def headings(page: pathlib.Path) -> set[str]:
+    """The names by which a page's headings are linked: lower case, dashes for spaces."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in found}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -47,7 +53,10 @@ def test_page_runs_as_written_and_again_over_what_it_left(page: str, tmp_path: p
 @pytest.mark.parametrize(
     "page", [str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]]
 )
-def test_links_lead_to_files(page: str) -> None:
-    for target in LINK.findall((ROOT / page).read_text()):
-        if "://" not in target:
-            assert ((ROOT / page).parent / target).exists(), target
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for target, heading in LINK.findall((ROOT / page).read_text()):
+        if "://" in target:
+            continue
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), target
+        assert not heading or heading in headings(file), f"{target}#{heading}"
