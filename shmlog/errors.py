@@ -34,7 +34,10 @@ class FormatError(ShmlogError):
 
 
 class LogFullError(ShmlogError):
-    """There is no room (window or disk) and none came in time; nothing was reserved."""
+    """There is no room (window or disk) and none came in time.
+
+    Nothing was appended, but for an attribute `appended`: so many records of a batch that
+    takes several reservations."""
 
 
 class LogFailedError(ShmlogError):

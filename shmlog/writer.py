@@ -64,8 +64,8 @@ class Writer(_native.Writer):
     ) -> npt.NDArray[np.uint64]:
         """Append each row of a C-contiguous array as one record; LSNs of shape (len(rows),).
 
-        The record is the row's bytes: of an array of shape (n, ...) and any dtype without
-        Python objects, structured ones too, a record has rows.nbytes // n bytes.
+        The record is the row's bytes: of an array of shape (n, ...), of any dtype that holds
+        no Python objects, structured ones too, a record has rows.nbytes // n bytes.
         Equal records in a row are read back as one array without a copy. Blocking and
         errors as append(); ValueError if the array is not C-contiguous.
         """

@@ -1406,7 +1406,9 @@ static PyMethodDef Writer_methods[] = {
      "Blocks only while the log has no room (at most timeout seconds, default the\n"
      "handle's; then LogFullError and nothing was appended) and, with durable=True, for\n"
      "the sync (TimeoutError: appended, not known to be durable).\n\n"
-     "Raises RecordTooLargeError, TypeError, ValueError (tag), LogFailedError, ClosedError."},
+     "Raises RecordTooLargeError, TypeError, ValueError (tag), LogFailedError, ClosedError.\n"
+     "An error that came after records of the call were appended, from the durable wait or\n"
+     "between the reservations of a large batch, has an attribute `appended`: how many."},
     {"append_many", FAST(Writer_append_many),
      "append_many($self, buffers, /, tag=0, *, atomic=False, durable=False, timeout=None)\n--\n\n"
      "Append several records with one reservation; their LSNs as a uint64 array (n,).\n\n"
