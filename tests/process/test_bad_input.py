@@ -115,12 +115,12 @@ def test_an_error_after_the_append_says_how_many_records_are_in(log_path: Path) 
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES) as log:
         with log.reserve(8):  # nothing is committed before it is published
             with pytest.raises(shmlog.LogFullError) as caught:
-                log.append_array(rows, timeout=0)
+                log.append_array(rows, timeout=0.5)
             assert caught.value.appended == at_once  # type: ignore[attr-defined]
         log.wait_committed()
         with log.reserve(8):
             with pytest.raises(shmlog.LogFullError) as caught:
-                log.append_many(list(rows), timeout=0)
+                log.append_many(list(rows), timeout=0.5)
             assert caught.value.appended == at_once  # type: ignore[attr-defined]
         log.wait_committed()
         assert sum(1 for _ in log.read()) == 2 * (1 + at_once)
