@@ -45,7 +45,8 @@ def start(where: Directory, mode: int, sync_interval: float) -> None:
     environment = dict(os.environb)
     paths = filter(None, (os.fsencode(package_parent), environment.get(b"PYTHONPATH")))
     environment[b"PYTHONPATH"] = os.fsencode(os.pathsep).join(paths)
-    arguments = [python, "-m", "shmlog", "flush", where.path, "--detach"]
+    # -P: the current directory may hold modules of the same names as ours and Python's
+    arguments = [python, "-P", "-m", "shmlog", "flush", where.path, "--detach"]
     arguments += ["--sync-interval", repr(sync_interval), "--mode", f"{mode:o}"]
     _native.spawn_detached(
         tuple(os.fsencode(argument) for argument in arguments),

@@ -309,6 +309,19 @@ def test_processes_that_open_a_log_together_start_one_flusher(
     assert 3 <= len(starts.read_text().split()) <= 6
 
 
+def test_the_flusher_takes_no_module_from_the_current_directory(log_path: Path, tmp_path: Path) -> None:
+    for name in ("logging.py", "shmlog.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this one')")
+    program = (
+        f"import shmlog; shmlog.open({str(log_path)!r}, create=True).append(b'x', durable=True, timeout=20)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    shmlog.open(log_path).close()
+
+
 def test_a_flusher_outlives_the_process_that_started_it(log_path: Path) -> None:
     def start(wire: object) -> int:
         log = shmlog.open(log_path, create=True)
