@@ -227,12 +227,7 @@ class ControlBlock:
             found = os.fstat(block._fd)
         finally:
             block.close_descriptor()
-        if found.st_uid != os.geteuid():
-            raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
-        if stat.S_IMODE(found.st_mode) & ~mode & 0o077:
-            raise AttachError(
-                f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}"
-            )
+        _check_owner(name, found, mode)
         if found.st_size != identity.geometry.control_bytes:
             raise StaleBlockError(
                 f"/dev/shm/{name} has {found.st_size} bytes, not {identity.geometry.control_bytes}"
@@ -338,6 +333,14 @@ class ControlBlock:
         return {name[3:].lower(): self.load(offset) for name, offset in names.items() if name not in skip}
 
 
+def _check_owner(name: str, found: os.stat_result, mode: int) -> None:
+    """AttachError if somebody else may have written what the block says."""
+    if found.st_uid != os.geteuid():
+        raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    if stat.S_IMODE(found.st_mode) & ~mode & 0o077:
+        raise AttachError(f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}")
+
+
 class BlockView:
     """A control block mapped read-only: to look at its watermarks, no more."""
 
@@ -354,12 +357,14 @@ class BlockView:
 
 def view_block(identity: Identity, boot_id: bytes, lock_path: str) -> BlockView | None:
     """The log's control block for looking at, or None if there is none of this boot
-    and place."""
+    and place.  AttachError if it is not ours."""
+    name = block_name(identity.log_id)
     try:
-        fd = _posixshmem.shm_open("/" + block_name(identity.log_id), os.O_RDONLY, mode=0o600)
+        fd = _posixshmem.shm_open("/" + name, os.O_RDONLY, mode=0o600)
     except FileNotFoundError:
         return None
     try:
+        _check_owner(name, os.fstat(fd), 0o775)
         if os.fstat(fd).st_size != identity.geometry.control_bytes:
             return None
         view = BlockView(_native.Mapping(fd, identity.geometry.control_bytes, False))

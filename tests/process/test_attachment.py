@@ -79,8 +79,9 @@ def test_another_users_block_squatting_the_name_is_refused_and_left_alone(log_pa
         squat.write_bytes(bytes(4096))
         os.chown(squat, 65534, 65534)
         squat.chmod(mode)
-        with pytest.raises(shmlog.AttachError, match="belongs to user 65534"):
-            shmlog.open(log_path)
+        for use in (shmlog.open, shmlog.open_readonly):
+            with pytest.raises(shmlog.AttachError, match="belongs to user 65534"):
+                use(log_path)
         assert squat.stat().st_uid == 65534 and squat.read_bytes() == bytes(4096)
     finally:
         squat.unlink()
