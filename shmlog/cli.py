@@ -197,9 +197,7 @@ def _cat(chosen: argparse.Namespace) -> int:
         records: Iterator[Record] = log.read(chosen.start, chosen.stop)
         if chosen.follow:
             records = log.tail(log.trimmed_lsn if chosen.start is None else chosen.start)
-        for record in records:
-            if left == 0:
-                break
+        for record in records if left else ():
             if chosen.tag is not None and record.tag != chosen.tag:
                 continue
             left -= 1
@@ -211,6 +209,8 @@ def _cat(chosen: argparse.Namespace) -> int:
                     out.write(b"\n")
             if chosen.follow:
                 out.flush()
+            if left == 0:
+                break
     out.flush()
     return 0
 

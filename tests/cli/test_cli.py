@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -27,6 +28,13 @@ def _run(*arguments: str | Path, stdin: bytes = b"", status: int = 0) -> subproc
 
 def _json(*arguments: str | Path, stdin: bytes = b"", status: int = 0) -> Any:
     return json.loads(_run(*arguments, "--json", stdin=stdin, status=status).stdout)
+
+
+def _line(process: subprocess.Popen[bytes]) -> bytes:
+    """The process's next line; AssertionError if none comes."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 30)[0], "no line within 30 s"
+    return process.stdout.readline()
 
 
 def test_what_append_takes_from_standard_input_cat_prints(log_path: Path) -> None:
@@ -178,6 +186,20 @@ def test_cat_follow_prints_what_is_appended_until_ctrl_c(log_path: Path) -> None
                 assert process.stderr.read() == b""
             finally:
                 process.kill()
+
+
+def test_cat_follow_begun_before_any_writer_prints_what_every_later_session_appends(log_path: Path) -> None:
+    _run("create", log_path)
+    command = [*COMMAND, "cat", str(log_path), "--follow", "--count", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            for n in range(3):
+                _run("append", log_path, stdin=b"%d\n" % n)
+                assert _line(process) == b"%d\n" % n
+            assert process.wait(30) == 0, "three were all it had to wait for"
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import SEGMENT_BYTES, Child, append_some, check_records
+from support.processes import (
+    SEGMENT_BYTES,
+    Child,
+    append_some,
+    block_path,
+    check_records,
+    kill_everybody,
+    lose_shared_memory,
+)
 
 import shmlog
 
@@ -142,6 +150,110 @@ def test_a_readonly_handle_of_a_live_log_takes_no_slot_and_follows_it(log_path: 
         assert [record.lsn for record in readonly.read()] == [lsn]
         assert readonly.durable_lsn == log.durable_lsn
         assert not hasattr(readonly, "append")
+
+
+def _session(path: Path, data: bytes) -> None:
+    with shmlog.open(path) as log:
+        log.append(data)
+
+
+def test_a_tail_sees_the_sessions_that_begin_after_it(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    with shmlog.open_readonly(log_path) as readonly:
+        tail = readonly.tail(timeout=20)
+        for n in range(3):
+            assert readonly.committed_lsn == 128 * n and not readonly.live
+            with shmlog.open(log_path) as log:
+                log.append(b"%d" % n)
+                assert bytes(next(tail).data) == b"%d" % n
+                assert readonly.live
+                log.append(b"last")
+            assert bytes(next(tail).data) == b"last"
+
+
+def test_a_tail_sees_the_sessions_that_end_before_it_looks(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        log.append(b"first", durable=True)
+        readonly = shmlog.open_readonly(log_path)
+        tail = readonly.tail(0, timeout=20)
+        assert bytes(next(tail).data) == b"first"
+    for n in range(5):
+        _session(log_path, bytes([n]) * 30_000)  # some roll to another segment
+        assert bytes(next(tail).data) == bytes([n]) * 30_000
+        assert not readonly.live and readonly.recovery is not None
+    with pytest.raises(TimeoutError):
+        next(readonly.tail(timeout=0.1))
+    readonly.close()
+
+
+def test_an_open_readonly_handle_reads_what_later_sessions_wrote(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    with shmlog.open_readonly(log_path) as readonly:
+        for n in range(3):
+            _session(log_path, b"%d" % n)
+            assert [bytes(record.data) for record in readonly.read()] == [b"%d" % m for m in range(n + 1)]
+            assert readonly.durable_lsn == readonly.committed_lsn == (n + 1) * 64
+
+
+def test_a_record_being_written_is_no_hole_to_a_reader_that_lost_sight_of_the_block(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log, shmlog.open_readonly(log_path) as readonly:
+        log.append(b"before", durable=True)
+        tail = readonly.tail(0, timeout=0.3)
+        assert bytes(next(tail).data) == b"before"
+        path = block_path(log_path)
+        hidden = path.with_name(path.name + "-hidden")
+        with log.reserve(6) as slow:
+            log.append(b"behind")
+            path.rename(hidden)
+            try:
+                with pytest.raises(TimeoutError):
+                    next(tail)
+                assert readonly.committed_lsn == 64
+                slow.buffer[:] = b"slowly"
+                slow.publish()
+                tail = readonly.tail(64, timeout=20)
+                assert [bytes(next(tail).data) for _ in range(2)] == [b"slowly", b"behind"]
+            finally:
+                hidden.rename(path)
+
+
+def test_a_reader_goes_on_after_the_block_was_lost_with_its_users(log_path: Path) -> None:
+    def die(wire: Any) -> None:
+        with shmlog.open(log_path) as log:
+            log.append(b"kept")
+            wire.say("appended")
+            wire.hear()
+
+    shmlog.open(log_path, create=True).close()
+    with Child(die) as child, shmlog.open_readonly(log_path) as readonly:
+        child.hear()
+        tail = readonly.tail(0, timeout=20)
+        assert bytes(next(tail).data) == b"kept" and readonly.live
+        kill_everybody(log_path, [child])
+        lose_shared_memory(log_path)
+        assert readonly.committed_lsn == 64
+        assert readonly.recovery is not None and readonly.recovery.case.value == "intact"
+        _session(log_path, b"later")
+        assert bytes(next(tail).data) == b"later"
+
+
+def test_a_tail_of_a_log_that_was_removed_replaced_or_cut_back_says_so(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    _session(log_path, b"x")
+    with shmlog.open_readonly(log_path) as readonly:
+        (segment,) = (log_path / "segments").iterdir()
+        kept = segment.read_bytes()
+        segment.unlink()
+        with pytest.raises(shmlog.CorruptionError, match="have been lost"):
+            next(readonly.tail(64, timeout=20))
+        segment.write_bytes(kept)
+        tail = readonly.tail(64, timeout=20)
+        shutil.rmtree(log_path)
+        with pytest.raises(FileNotFoundError, match="has been removed"):
+            next(tail)
+        shmlog.open(log_path, create=True).close()
+        with pytest.raises(shmlog.FormatError, match="replaced by another log"):
+            next(readonly.tail(64, timeout=20))
 
 
 def test_a_flipped_bit_is_found_by_a_reader_unless_it_does_not_look(log_path: Path) -> None:
