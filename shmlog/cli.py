@@ -264,6 +264,7 @@ def _verify(chosen: argparse.Namespace) -> int:
     if report.ok:
         text = f"{text}: every frame is valid ({seconds:.2f} s)"
     else:
-        text = f"{text}: BAD at LSN {report.problem_lsn}: {report.problem}"
+        place = "" if report.problem_lsn is None else f" at LSN {report.problem_lsn}"
+        text = f"{text}: BAD{place}: {report.problem}"
     _say(chosen, {**report.to_dict(), "seconds": seconds}, text)
     return 0 if report.ok else 1

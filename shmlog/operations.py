@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from shmlog import directory, files, log, recovery, verification
 from shmlog.attachment import somebody_lives, take_setup
-from shmlog.errors import AttachError, CorruptionError
+from shmlog.errors import AttachError, CorruptionError, FormatError
 from shmlog.files import LockFile
 from shmlog.readonly import ReadonlyLog
 from shmlog.recovery import Case, Recovery
@@ -48,19 +48,33 @@ def recover(path: str | os.PathLike[str], *, dry_run: bool = False, timeout: flo
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Check every frame of a live or dead log; changes nothing.
 
-    The report says ok, how many records, and where the first problem is. progress, if
-    given, is called with (bytes done, bytes in all). Raises FileNotFoundError and
-    FormatError when the directory is no log.
+    The report says ok, how many records, and where the first problem is: a bad frame, or a
+    segment file that is missing, cut, or not this log's. progress, if given, is called
+    with (bytes done, bytes in all). Raises FileNotFoundError and FormatError when the
+    directory is no log.
     """
     where = directory.load(os.fsdecode(path))
+
+    def corrupt(lsn: int | None, problem: str) -> VerifyReport:
+        return VerifyReport(where.path, False, 0, 0, 0, 0, lsn, problem, "corrupt")
+
     try:
-        with ReadonlyLog(where) as log:
-            begin, end = log._bounds()
-            found = log.recovery
+        with ReadonlyLog(where) as handle:
+            while True:
+                begin, end = handle._bounds()
+                found = handle.recovery
+                state, holes = (found.case.value, found.holes) if found else ("live", ())
+                report = verification.check_frames(where, begin, end, state, progress, holes)
+                if report.problem_lsn is None or report.problem_lsn >= handle.trimmed_lsn:
+                    return report  # else it was trimmed meanwhile
     except CorruptionError as error:
-        return VerifyReport(
-            where.path, False, 0, 0, 0, 0, error.lsn, f"{error.path}: {error.reason}", "corrupt"
-        )
-    if found is None:
-        return verification.check_frames(where, begin, end, "live", progress)
-    return verification.check_frames(where, begin, end, found.case.value, progress, found.holes)
+        return corrupt(error.lsn, f"{error.path}: {error.reason}")
+    except FormatError as error:
+        return corrupt(_first_bad_segment(where), str(error))
+
+
+def _first_bad_segment(where: directory.Directory) -> int | None:
+    try:
+        return verification.first_bad_segment(where)
+    except FormatError:  # a name that is no segment's
+        return None

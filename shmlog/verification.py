@@ -16,9 +16,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from shmlog import files, segment
 from shmlog.directory import Directory
+from shmlog.errors import FormatError
 from shmlog.layout import PROBLEMS
 from shmlog.scan import Scanner, Walk
+from shmlog.segments import list_segments, segment_path
 
 THREADS_MAX = 4
 """More than keep up with the memory of most machines only take cores from the writers."""
@@ -26,7 +29,8 @@ THREADS_MAX = 4
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What verify() found; ok is the verdict."""
+    """What verify() found; ok is the verdict, problem_lsn where the first problem is (None
+    also for a problem of no one place)."""
 
     path: str
     ok: bool
@@ -60,21 +64,41 @@ def check_frames(
     for low, high in (*holes, (end_lsn, end_lsn)):
         ranges += directory.identity.geometry.segment_ranges(at, low)
         at = high
-    for end, walk in _walks(directory, ranges):
-        records += walk.records
-        if walk.problem:
-            checked, bad = walk.bad_lsn - begin_lsn, walk.bad_lsn
-            problem = PROBLEMS[walk.problem]
+    for begin, end, walking in _walks(directory, ranges):
+        try:
+            walk = walking.result()
+        except FormatError as error:  # the file was replaced or cut
+            bad, problem = begin, str(error)
+        except FileNotFoundError:
+            bad, problem = begin, f"{segment_path(directory, begin)}: the segment is missing"
+        else:
+            records += walk.records
+            bad, problem = walk.bad_lsn, PROBLEMS[walk.problem] if walk.problem else ""
+        if problem:
             return VerifyReport(
-                directory.path, False, begin_lsn, end_lsn, records, checked, bad, problem, state
+                directory.path, False, begin_lsn, end_lsn, records, bad - begin_lsn, bad, problem, state
             )
         if progress is not None:
             progress(end - begin_lsn, end_lsn - begin_lsn)
     return VerifyReport(directory.path, True, begin_lsn, end_lsn, records, end_lsn - begin_lsn, state=state)
 
 
-def _walks(directory: Directory, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, Walk]]:
-    """Each range's end and walk, in order; a few threads work ahead of the consumer."""
+def first_bad_segment(directory: Directory) -> int | None:
+    """The first LSN of the first segment file that is none of this log's, or is cut; None
+    if there is no such file."""
+    identity = directory.identity
+    for first in list_segments(directory):
+        path = segment_path(directory, first)
+        try:
+            with files.descriptor(files.open_file(path, writable=False)) as fd:
+                segment.check(fd, path, identity.log_id, first, identity.geometry)
+        except FormatError:
+            return first
+    return None
+
+
+def _walks(directory: Directory, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int, Future[Walk]]]:
+    """Each range and its walk, in order; a few threads work ahead of the consumer."""
     threads = min(THREADS_MAX, os.cpu_count() or 1, len(ranges))
     if not threads:
         return
@@ -88,11 +112,9 @@ def _walks(directory: Directory, ranges: list[tuple[int, int]]) -> Iterator[tupl
 
     # closed after the threads have ended
     with ExitStack() as closing, ThreadPoolExecutor(threads, "shmlog-verify") as pool:
-        ahead: deque[tuple[int, Future[Walk]]] = deque()
+        ahead: deque[tuple[int, int, Future[Walk]]] = deque()
         for begin, end in ranges:
-            ahead.append((end, pool.submit(walk, begin, end)))
+            ahead.append((begin, end, pool.submit(walk, begin, end)))
             if len(ahead) > 2 * threads:
-                done, found = ahead.popleft()
-                yield done, found.result()
-        for done, found in ahead:
-            yield done, found.result()
+                yield ahead.popleft()
+        yield from ahead

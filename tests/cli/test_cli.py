@@ -120,6 +120,62 @@ def test_verify_passes_a_good_log_and_names_what_is_bad(log_path: Path) -> None:
     assert b"damaged at LSN 64" in _run("cat", log_path, status=1).stderr
 
 
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("segment_no", [0, 1, 2])
+def test_verify_reports_a_cut_replaced_or_missing_segment_file_and_where(
+    log_path: Path, live: bool, segment_no: int
+) -> None:
+    size = 64 << 10
+    with shmlog.open(log_path, create=True, segment_bytes=size) as log:
+        log.append_many([bytes(1000)] * 150)
+        log.wait_durable()
+        path = log_path / "segments" / f"{segment_no * size:020d}.seg"
+        if not live:
+            log.close()
+        whole = path.read_bytes()
+        for damaged, why in (
+            (whole[:20_000], "has 20000 bytes"),
+            (whole[:50], "too short"),
+            (bytes(len(whole)), "is not a segment"),
+            (None, "missing"),
+        ):
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            elif not live and segment_no != 1:
+                continue  # as if trimmed, or never written
+            report = shmlog.verify(log_path)
+            assert (report.ok, report.problem_lsn) == (False, segment_no * size), report
+            assert report.state == ("live" if live else "corrupt")
+            assert why in report.problem and path.name in report.problem
+        path.write_bytes(whole[:-1])
+        said = _run("verify", log_path, status=1).stdout.decode()
+        assert f"BAD at LSN {segment_no * size}: " in said and path.name in said
+        path.write_bytes(whole)
+        assert shmlog.verify(log_path).ok
+
+
+def test_verify_reports_a_stray_file_among_the_segments_of_a_dead_log(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"x\n")
+    (log_path / "segments" / "stray").write_bytes(b"")
+    assert "BAD: " in _run("verify", log_path, status=1).stdout.decode()
+    assert _json("verify", log_path, status=1)["problem_lsn"] is None
+
+
+def test_verify_of_a_log_that_is_trimmed_meanwhile_begins_again(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=64 << 10) as log:
+        log.append_many([bytes(1000)] * 2000)
+        log.wait_durable()
+        trimmed: list[int] = []
+
+        def progress(done: int, whole: int) -> None:
+            if not trimmed:
+                trimmed.append(log.trim(log.committed_lsn))
+
+        report = shmlog.verify(log_path, progress)
+        assert report.ok and (report.begin_lsn, report.end_lsn) == (*trimmed, log.committed_lsn)
+
+
 @pytest.mark.parametrize("verb", ["append", "cat", "info", "verify", "flush"])
 def test_a_log_that_is_not_there_is_an_error_with_status_1(log_path: Path, verb: str) -> None:
     done = _run(verb, log_path, status=1)
