@@ -205,6 +205,24 @@ class LockFile:
         self._fd.close()
 
 
+class LockView:
+    """Looks at the locks of a LOCK file that it may not be allowed to write; a context
+    manager."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = open_file(path, writable=False)
+
+    def locked(self, byte: int, count: int = 1) -> bool:
+        """Whether any of the bytes is locked by anybody."""
+        return _native.byte_locked(self._fd, byte, count)
+
+    def __enter__(self) -> LockView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
 @contextlib.contextmanager
 def descriptor(fd: int) -> Iterator[int]:
     try:

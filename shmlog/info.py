@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from typing import Any
 
 from shmlog import control, directory, files
 from shmlog.errors import CorruptionError
-from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockFile
+from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
 from shmlog.geometry import PARTICIPANT_COUNT
 from shmlog.layout import (
     CB_COMMITTED_LSN,
@@ -34,7 +35,10 @@ def describe(path: str) -> dict[str, Any]:
     where = directory.load(path)
     identity = where.identity
     segments = list_segments(where)
-    blocks = sum(os.stat(segment_path(where, first)).st_blocks * 512 for first in segments)
+    blocks = 0
+    for first in segments:
+        with contextlib.suppress(FileNotFoundError):  # trimmed meanwhile
+            blocks += os.stat(segment_path(where, first)).st_blocks
     facts: dict[str, Any] = {
         "path": where.path,
         "log_id": identity.log_id.hex(),
@@ -42,21 +46,18 @@ def describe(path: str) -> dict[str, Any]:
         "segment_bytes": identity.geometry.segment_bytes,
         "window_bytes": identity.geometry.window_bytes,
         "segments": len(segments),
-        "disk_bytes": blocks,
+        "disk_bytes": blocks * 512,
     }
     view = control.view_block(identity, files.boot_id(), where.lock_path)
     if view is None:
         return facts | _dead(where)
-    lock = LockFile(where.lock_path)
-    try:
+    with LockView(where.lock_path) as lock:
         pids = [
             view.load(CB_HEADER_BYTES + number * PT_BYTES + PT_PID)
             for number in range(PARTICIPANT_COUNT)
             if lock.locked(FIRST_PARTICIPANT_BYTE + number)
         ]
         flusher = view.load(CB_FLUSHER_PID) if lock.locked(LEASE_BYTE) else None
-    finally:
-        lock.close()
     return facts | {
         "state": "failed" if view.load(CB_STATE) == STATE_FAILED else "live",
         "reserved_lsn": view.load(CB_RESERVED_LSN),

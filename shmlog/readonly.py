@@ -6,13 +6,13 @@ the records changes as the log's users come and go:
     control block   locks of LOCK   bounds
     -------------   -------------   ------------------------------------------------
     there           any             the block's watermarks, also once it was replaced
-    not there       held            those of the last look: a session begins or ends
+    not there       held            those of the last look: a session begins or ends;
+                                    at the first look AttachError if none appears
     not there       free            what recovery would keep, found anew after a session
 
 Invariants
   R1  The files are not judged while they are written: a record that is being copied
-      would look like a hole.  (Only who opens a log whose block is hidden from it, in
-      another container, has nothing better.)
+      would look like a hole.
   R2  The bounds never go back.
 
 This module puts the reader and the control block's read-only view together.  It
@@ -30,8 +30,8 @@ from typing import NamedTuple
 from shmlog import control, directory, files
 from shmlog import recovery as recovery_module
 from shmlog.directory import Directory
-from shmlog.errors import ClosedError, CorruptionError, FormatError, ShmlogError
-from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockFile
+from shmlog.errors import AttachError, ClosedError, CorruptionError, FormatError, ShmlogError
+from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
 from shmlog.geometry import PARTICIPANT_COUNT
 from shmlog.layout import CB_CREATED_NS, CB_DURABLE_LSN, SEGMENT_HEADER_BYTES
 from shmlog.reader import Reader, Reading, Record
@@ -39,6 +39,7 @@ from shmlog.recovery import Recovery
 from shmlog.segments import list_segments, segment_path
 from shmlog.waiting import check_timeout
 
+PATIENCE_S = 2.0
 LOOK_S = 0.05
 """How often tail() looks for another control block while no record comes."""
 
@@ -89,6 +90,9 @@ class ReadonlyLog(Reading):
                 self._check_place()
                 if self._in_use():
                     return seen
+            else:
+                view = self._wait_for_block()
+        if view is None:
             stamp = self._stamp()
             if isinstance(seen, _Dead) and seen.stamp == stamp:
                 return seen
@@ -107,6 +111,21 @@ class ReadonlyLog(Reading):
         if isinstance(seen, _Live) and seen.created_ns == created_ns:
             return seen
         return self._turn_to(_Live(view, created_ns), ())
+
+    def _wait_for_block(self) -> control.BlockView | None:
+        """At the first look: None if nobody uses the log; else its block, which may be about
+        to be made (R1)."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._in_use():
+            if (view := self._view()) is not None:
+                return view
+            if time.monotonic() >= deadline:
+                raise AttachError(
+                    f"{self.path} is in use, but its control block is not here:"
+                    " it was removed, or its users are in another container"
+                )
+            time.sleep(0.005)
+        return self._view()
 
     def _turn_to(self, now: _Live | _Dead, holes: tuple[tuple[int, int], ...]) -> _Live | _Dead:
         committed = now.bounds()[1]
@@ -130,15 +149,12 @@ class ReadonlyLog(Reading):
             raise FormatError(f"{self.path} has been replaced by another log")
 
     def _in_use(self) -> bool:
-        """Whether a lock of LOCK is held; also true if this cannot be told."""
+        """Whether a lock of LOCK is held."""
         try:
-            lock = LockFile(self._directory.lock_path)
-        except OSError:
-            return True
-        try:
-            return lock.locked(LEASE_BYTE, FIRST_PARTICIPANT_BYTE + PARTICIPANT_COUNT)
-        finally:
-            lock.close()
+            with LockView(self._directory.lock_path) as lock:
+                return lock.locked(LEASE_BYTE, FIRST_PARTICIPANT_BYTE + PARTICIPANT_COUNT)
+        except FileNotFoundError:
+            return False
 
     def _stamp(self) -> tuple[list[int], bytes]:
         """Differs after every session that ended in order: its last mark is in the last segment."""
@@ -192,9 +208,9 @@ class ReadonlyLog(Reading):
         later session, until TimeoutError."""
         seconds = None if timeout is None else check_timeout(timeout)
         begin, _ = self._range(self.committed_lsn if start is None else start, None)
-        return self._tail(begin, seconds)
+        return self._tail(begin, seconds, start is not None)
 
-    def _tail(self, begin: int, seconds: float | None) -> Iterator[Record]:
+    def _tail(self, begin: int, seconds: float | None, named: bool) -> Iterator[Record]:
         now = self._now()
         quiet_since = looked_at = time.monotonic()
         pause_s = 0.0005
@@ -203,7 +219,8 @@ class ReadonlyLog(Reading):
                 raise ClosedError(f"the log {self.path} has been closed")
             _, committed = now.bounds()
             if committed > begin:
-                yield from self._reader.records(begin, committed, committed)
+                yield from self._reader.records(begin, committed, committed, named=named)
+                named = False
                 begin, quiet_since, pause_s = committed, time.monotonic(), 0.0005
                 continue
             at = time.monotonic()
@@ -234,7 +251,8 @@ class ReadonlyLog(Reading):
 def open_readonly(path: str | os.PathLike[str]) -> ReadonlyLog:
     """Open a live or dead log for reading only; needs no right to write to it.
 
-    Raises FileNotFoundError, FormatError, and CorruptionError of a dead log that is
-    damaged below what it vouches for.
+    Raises FileNotFoundError, FormatError, CorruptionError of a dead log that is damaged
+    below what it vouches for, and AttachError of a log in use whose control block is not
+    here or not this user's.
     """
     return ReadonlyLog(directory.load(os.fsdecode(path)))

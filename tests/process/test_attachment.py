@@ -55,10 +55,13 @@ def test_a_block_removed_while_participants_live_is_never_made_a_second_time(log
                     shmlog.open(log_path)
             with pytest.raises(shmlog.AttachError, match="in use"):
                 shmlog.recover(log_path)
+            with log.reserve(8), pytest.raises(shmlog.AttachError, match="is not here"):
+                log.append(b"above what is still being copied")
+                shmlog.open_readonly(log_path)  # would see a hole, and an island above it
             assert not block_path(log_path).exists()
             log.append(b"those who are in go on", durable=True)
         with shmlog.open(log_path) as second:
-            assert sum(1 for _ in second.read()) == 2
+            assert sum(1 for _ in second.read()) == 4
 
 
 def test_a_block_removed_while_only_the_flusher_lives_is_not_made_a_second_time(log_path: Path) -> None:
