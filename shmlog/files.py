@@ -11,9 +11,12 @@ This module knows paths, descriptors and bytes.  It may not know what is in them
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import secrets
 import stat
+import struct
 import sys
 import uuid
 from collections.abc import Iterator
@@ -24,6 +27,12 @@ from shmlog.errors import FormatError
 LEASE_BYTE = 0
 SETUP_BYTE = 1
 FIRST_PARTICIPANT_BYTE = 2
+
+_FS_IOC_FIEMAP = 0xC020660B
+_FIEMAP = struct.Struct("=QQIIII")
+_EXTENT = struct.Struct("=QQQQQIIII")
+_EXTENTS = 64
+_EXTENT_UNWRITTEN = 0x800
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
 
@@ -158,6 +167,33 @@ def zero(fd: int, begin: int, end: int) -> None:
         blank = bytes(1 << 20)
         for at in range(begin, end, len(blank)):
             write_all(fd, blank[: end - at], at)
+
+
+def never_written(fd: int, begin: int, end: int) -> bool:
+    """Whether the file system holds part of [begin, end) to be allocated but never written:
+    it reads as zeros once it has left memory.  False where that cannot be told.
+
+    FS_IOC_FIEMAP, see Documentation/filesystems/fiemap.rst of Linux."""
+    if sys.platform != "linux":
+        return False
+    buffer = bytearray(_FIEMAP.size + _EXTENTS * _EXTENT.size)
+    while begin < end:
+        _FIEMAP.pack_into(buffer, 0, begin, end - begin, 0, 0, _EXTENTS, 0)
+        try:
+            fcntl.ioctl(fd, _FS_IOC_FIEMAP, buffer)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
+                return False
+            raise
+        count = _FIEMAP.unpack_from(buffer)[3]
+        for n in range(count):
+            logical, _, length, _, _, flags, *_ = _EXTENT.unpack_from(buffer, _FIEMAP.size + n * _EXTENT.size)
+            if flags & _EXTENT_UNWRITTEN:
+                return True
+            begin = logical + length
+        if not count:
+            break
+    return False
 
 
 class LockFile:

@@ -10,7 +10,9 @@ Invariants
   S3  The kernel may have told a dead flusher of a page that it could not write, and
       called the page clean: whichever of its threads synced, with an intent or not. So
       what was reserved when this flusher took over is made dirty once more before it is
-      synced, as soon as it is committed: nobody stores to it any more then.
+      synced, as soon as it is committed: nobody stores to it any more then. Of a page
+      that was preallocated and never written before, that is not enough on ext4 (it
+      thinks the extent was converted when the write failed), so it is asked.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -23,7 +25,7 @@ import os
 import threading
 import time
 
-from shmlog import segment
+from shmlog import files, segment
 from shmlog.control import ControlBlock
 from shmlog.geometry import Geometry
 from shmlog.layout import (
@@ -155,7 +157,7 @@ class Syncer:
         trimmed = self._control.trimmed_lsn
         if durable < self._suspect_lsn:
             try:
-                self._live.rewrite(durable, min(target, self._suspect_lsn))
+                self._write_anew(durable, min(target, self._suspect_lsn))
             except OSError as problem:
                 self.fail(problem.errno or errno.EIO)
                 return
@@ -172,6 +174,17 @@ class Syncer:
             self.fail(error)
         else:
             self._live.close_below(durable)
+
+    def _write_anew(self, begin: int, end: int) -> None:
+        """Make [begin, end) dirty, sync it, and ask the file system whether it was written
+        (S3); OSError if it was not."""
+        geometry, live = self._geometry, self._live
+        live.rewrite(begin, end)
+        for low, high in geometry.segment_ranges(begin, end):
+            fd, at = live.get(low).sync_fd, geometry.file_offset(low)
+            os.fdatasync(fd)
+            if files.never_written(fd, at, at + high - low):
+                raise OSError(errno.EIO, "what a dead flusher could not write is still not written")
 
     def sync_mark(self, clean: bool) -> None:
         """Carry the last mark to disk: then the disk itself vouches for all of it."""

@@ -162,3 +162,20 @@ def test_a_closed_lock_file_says_so(tmp_path: Path) -> None:
 def test_the_boot_id_stays_the_same() -> None:
     assert len(files.boot_id()) == 16
     assert files.boot_id() == files.boot_id()
+
+
+def test_what_was_allocated_and_never_written_is_told(tmp_path: Path) -> None:
+    fd = files.create_file(str(tmp_path / "x"), 0o600)
+    try:
+        files.allocate(fd, 0, 1 << 20)
+        os.fsync(fd)
+        if not files.never_written(fd, 0, 1 << 20):
+            pytest.skip("this file system does not tell")
+        os.pwrite(fd, b"x" * 8192, 16384)
+        os.fdatasync(fd)
+        assert not files.never_written(fd, 16384, 24576)
+        assert not files.never_written(fd, 17000, 24000)
+        assert files.never_written(fd, 8192, 24576)
+        assert files.never_written(fd, 16384, 24577)
+    finally:
+        os.close(fd)
