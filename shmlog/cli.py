@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmlog.errors import ShmlogError
@@ -36,10 +37,38 @@ def _size(text: str) -> int:
 
 
 def _mode(text: str) -> int:
+    """The modes that shmlog.open() can make a log with."""
     try:
-        return int(text, 8)
+        mode = int(text, 8)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no octal mode") from None
+    if mode & ~0o664 or mode & 0o600 != 0o600:
+        raise argparse.ArgumentTypeError(f"must be one of 600, 604, 620, 624, 640, 644, 660, 664, not {text}")
+    return mode
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"must not be negative: {text}")
+    return min(seconds, 1e9)
+
+
+def _number(low: int, high: int, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"must be from {low} to {high}, not {number}")
+    return number
+
+
+_tag = partial(_number, 0, 2**32 - 1)
+_count = partial(_number, 0, 2**63 - 1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, refuse=sub.error)
         sub.add_argument("directory", metavar="DIR", help="the log's directory")
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
@@ -63,22 +92,22 @@ def _parser() -> argparse.ArgumentParser:
 
     flush = verb("flush", _flush, "Be the log's flusher until SIGTERM or Ctrl-C.")
     flush.add_argument(
-        "--sync-interval", type=float, default=0.01, metavar="S", help="seconds (default 0.01)"
+        "--sync-interval", type=_seconds, default=0.01, metavar="S", help="seconds (default 0.01)"
     )
     flush.add_argument("--mode", type=_mode, default=0o600, help="mode of new files, octal (default 600)")
     flush.add_argument("--detach", action="store_true", help="go to the background; leave with the last user")
 
     append = verb("append", _append, "Append standard input: a record a line, or all of it as one record.")
     append.add_argument("--whole", action="store_true", help="all of standard input is one record")
-    append.add_argument("--tag", type=int, default=0, help="the records' tag (default 0)")
+    append.add_argument("--tag", type=_tag, default=0, help="the records' tag (default 0)")
     append.add_argument("--create", action="store_true", help="create the log if absent")
     append.add_argument("--no-sync", action="store_true", help="do not wait until all is durable")
 
     cat = verb("cat", _cat, "Print records, a line each (--json: with their columns).")
     cat.add_argument("--start", type=int, metavar="LSN", help="from this record on")
     cat.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
-    cat.add_argument("--tag", type=int, help="only records of this tag")
-    cat.add_argument("--count", type=int, metavar="N", help="at most so many records")
+    cat.add_argument("--tag", type=_tag, help="only records of this tag")
+    cat.add_argument("--count", type=_count, metavar="N", help="at most so many records")
     cat.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
     cat.add_argument("--follow", action="store_true", help="go on as records are committed")
 
@@ -124,7 +153,8 @@ def _create(chosen: argparse.Namespace) -> int:
     if directory.exists(chosen.directory):
         raise FileExistsError(17, "there is a log already", chosen.directory)
     geometry = Geometry(
-        chosen.segment_bytes or SEGMENT_BYTES_DEFAULT, chosen.window_bytes or WINDOW_BYTES_DEFAULT
+        SEGMENT_BYTES_DEFAULT if chosen.segment_bytes is None else chosen.segment_bytes,
+        WINDOW_BYTES_DEFAULT if chosen.window_bytes is None else chosen.window_bytes,
     )
     made = directory.create(chosen.directory, geometry, chosen.mode)
     facts = {
@@ -191,6 +221,10 @@ def _append_lines(log: Any, batch: list[bytes], tag: int, first: int | None) -> 
 def _cat(chosen: argparse.Namespace) -> int:
     import shmlog
 
+    if chosen.raw and chosen.json:
+        chosen.refuse("argument --raw: not allowed with argument --json")
+    if chosen.follow and chosen.stop is not None:
+        chosen.refuse("argument --follow: not allowed with argument --stop")
     out = sys.stdout.buffer
     left = chosen.count if chosen.count is not None else -1
     with shmlog.open_readonly(chosen.directory) as log:

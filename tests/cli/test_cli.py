@@ -193,19 +193,46 @@ def test_a_log_that_is_not_there_is_an_error_with_status_1(log_path: Path, verb:
         ["append", "x", "--tag", "t"],
         ["create", "x", "--segment-bytes", "many"],
         ["create", "x", "--mode", "9"],
+        ["append", "x", "--tag", "-1"],
+        ["append", "x", "--tag", "4294967296"],
+        ["cat", "x", "--tag", "-5"],
+        ["cat", "x", "--count", "-1"],
+        ["cat", "x", "--raw", "--json"],
+        ["cat", "x", "--follow", "--stop", "0"],
+        ["flush", "x", "--sync-interval", "-1"],
+        ["flush", "x", "--sync-interval", "nan"],
         ["flush", "x", "--sync-interval", "often"],
         [],
     ],
 )
-def test_wrong_usage_has_status_2(arguments: list[str]) -> None:
+def test_wrong_usage_has_status_2_and_makes_nothing(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     done = _run(*arguments, status=2)
     assert b"usage: shmlog" in done.stderr and not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["0", "400", "600", "606", "640", "664", "666", "755", "1600", "-600"])
+def test_create_takes_the_modes_that_open_takes(tmp_path: Path, mode: str) -> None:
+    try:
+        shmlog.open(tmp_path / "opened", create=True, mode=int(mode, 8)).close()
+    except (ValueError, PermissionError):
+        assert b"--mode" in _run("create", tmp_path / "created", "--mode", mode, status=2).stderr
+        assert not (tmp_path / "created").exists()
+    else:
+        _run("create", tmp_path / "created", "--mode", mode)
+        made, opened = (tmp_path / name / "shmlog.json" for name in ("created", "opened"))
+        assert made.stat().st_mode == opened.stat().st_mode
 
 
 def test_a_wrong_value_has_status_1(log_path: Path) -> None:
     assert b"power of two" in _run("create", log_path, "--segment-bytes", "1000", status=1).stderr
+    assert b"power of two" in _run("create", log_path, "--segment-bytes", "0", status=1).stderr
+    assert b"power of two" in _run("create", log_path, "--window-bytes", "0", status=1).stderr
+    assert not log_path.exists(), "it is checked before anything is made"
     _run("create", log_path)
-    assert b"tag" in _run("append", log_path, "--tag", "-1", stdin=b"x\n", status=1).stderr
     assert b"must not be negative" in _run("cat", log_path, "--start", "-32", status=1).stderr
     assert b"is a file" in _run("info", log_path / "shmlog.json", status=1).stderr
 
