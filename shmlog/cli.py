@@ -1,7 +1,8 @@
 """CLI: the shmlog command.
 
 Every verb prints for people, or one JSON document (cat: one a line) with --json.
-Exit status: 0 done, 1 an error, reported on stderr; 2 wrong usage; 130 interrupted.
+Exit status: 0 done; 1 an error, reported on stderr, or a reader of the output that has
+gone, which is not; 2 wrong usage; 130 interrupted.
 
 This module knows arguments and printing.  It may not know more of a log than
 shmlog's public names, and the flusher process it can become.
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
+import errno
 import json
 import os
 import sys
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shmlog.errors import ShmlogError
+from shmlog.errors import FormatError, ShmlogError
 
 if TYPE_CHECKING:
     from shmlog.reader import Record
@@ -120,30 +123,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
-    if chosen.version:
-        import shmlog
-
-        print(f"shmlog {shmlog.__version__}")
-        return 0
-    if chosen.verb is None:
+    if chosen.verb is None and not chosen.version:
         parser.print_usage(sys.stderr)
         return 2
     try:
-        return int(chosen.run(chosen))
+        if chosen.version:
+            import shmlog
+
+            _put(f"shmlog {shmlog.__version__}\n".encode())
+            status = 0
+        else:
+            status = int(chosen.run(chosen))
+        _put(b"", flush=True)
+        return status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
         return 1
     except KeyboardInterrupt:
         return 130
     except (ShmlogError, OSError, ValueError) as error:
-        if chosen.json:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        print(f"shmlog: {error}", file=sys.stderr)
+        _report(error, chosen.verb is not None and chosen.json)
         return 1
 
 
+def _report(error: Exception, as_json: bool) -> None:
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        message = error.strerror + (f": {error.filename}" if error.filename else "")
+    try:
+        facts = {"error": type(error).__name__, "message": message}
+        _put(json.dumps(facts).encode() + b"\n" if as_json else b"", flush=True)
+    except OSError:
+        _drop_output()
+    with contextlib.suppress(OSError):
+        print(f"shmlog: {message}", file=sys.stderr, flush=True)
+
+
+def _put(data: bytes | memoryview, flush: bool = False) -> None:
+    """Write to standard output.  An OSError but for BrokenPipeError says that it was that."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        if flush:
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"standard output: {error.strerror}") from error
+
+
+def _drop_output() -> None:
+    """What could not be written must not be tried again when the interpreter ends."""
+    if sys.stdout is not None:
+        fd = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(fd, sys.stdout.fileno())
+        os.close(fd)
+
+
 def _say(chosen: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
-    print(json.dumps(facts, default=str) if chosen.json else text)
+    line = json.dumps(facts, default=str) if chosen.json else text
+    _put(line.encode(errors="surrogateescape") + b"\n", flush=True)
+
+
+def _check_place(path: str, remedy: str = "`shmlog create` makes one") -> None:
+    """FileNotFoundError or FormatError when there is no log, in a shell user's words."""
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"there is no log here: {os.path.abspath(path)}; {remedy}")
+    if os.path.isdir(path):
+        try:
+            os.lstat(os.path.join(path, "shmlog.json"))
+        except FileNotFoundError:
+            raise FormatError(f"{os.path.abspath(path)} is not a log: it has no shmlog.json") from None
 
 
 def _create(chosen: argparse.Namespace) -> int:
@@ -170,7 +221,11 @@ def _create(chosen: argparse.Namespace) -> int:
 def _flush(chosen: argparse.Namespace) -> int:
     from shmlog import sidecar
 
-    return sidecar.run(chosen.directory, chosen.sync_interval, chosen.mode, chosen.detach)
+    _check_place(chosen.directory)
+    status = sidecar.run(chosen.directory, chosen.sync_interval, chosen.mode, chosen.detach)
+    if chosen.json:
+        _info(chosen)
+    return status
 
 
 def _lines() -> Iterator[bytes]:
@@ -181,6 +236,10 @@ def _lines() -> Iterator[bytes]:
 def _append(chosen: argparse.Namespace) -> int:
     import shmlog
 
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed")
+    if not chosen.create:
+        _check_place(chosen.directory, "`--create` or `shmlog create` makes one")
     count = payload = 0
     first = last = None
     with shmlog.open(chosen.directory, create=chosen.create) as log:
@@ -225,7 +284,7 @@ def _cat(chosen: argparse.Namespace) -> int:
         chosen.refuse("argument --raw: not allowed with argument --json")
     if chosen.follow and chosen.stop is not None:
         chosen.refuse("argument --follow: not allowed with argument --stop")
-    out = sys.stdout.buffer
+    _check_place(chosen.directory)
     left = chosen.count if chosen.count is not None else -1
     with shmlog.open_readonly(chosen.directory) as log:
         records: Iterator[Record] = log.read(chosen.start, chosen.stop)
@@ -235,17 +294,10 @@ def _cat(chosen: argparse.Namespace) -> int:
             if chosen.tag is not None and record.tag != chosen.tag:
                 continue
             left -= 1
-            if chosen.json:
-                out.write(json.dumps(_record_facts(record)).encode() + b"\n")
-            else:
-                out.write(record.data)
-                if not chosen.raw:
-                    out.write(b"\n")
-            if chosen.follow:
-                out.flush()
+            data = json.dumps(_record_facts(record)).encode() if chosen.json else record.data
+            _put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
             if left == 0:
                 break
-    out.flush()
     return 0
 
 
@@ -268,6 +320,7 @@ def _record_facts(record: Record) -> dict[str, Any]:
 def _info(chosen: argparse.Namespace) -> int:
     from shmlog import info
 
+    _check_place(chosen.directory)
     facts = info.describe(chosen.directory)
     _say(chosen, facts, info.text(facts))
     return 0
@@ -276,6 +329,7 @@ def _info(chosen: argparse.Namespace) -> int:
 def _verify(chosen: argparse.Namespace) -> int:
     import shmlog
 
+    _check_place(chosen.directory)
     started = time.monotonic()
     show = sys.stderr.isatty() and not chosen.json
 

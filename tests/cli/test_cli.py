@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import block_path, flusher_of, lose_shared_memory, nobody_lives
+from support.processes import block_path, flusher_of, lose_shared_memory, nobody_lives, until
 
 import shmlog
 
@@ -179,7 +181,8 @@ def test_verify_of_a_log_that_is_trimmed_meanwhile_begins_again(log_path: Path) 
 @pytest.mark.parametrize("verb", ["append", "cat", "info", "verify", "flush"])
 def test_a_log_that_is_not_there_is_an_error_with_status_1(log_path: Path, verb: str) -> None:
     done = _run(verb, log_path, status=1)
-    assert done.stderr.startswith(b"shmlog: ") and b"no log here" in done.stderr
+    assert done.stderr.startswith(b"shmlog: there is no log here: ") and b"`shmlog create`" in done.stderr
+    assert b"create=" not in done.stderr and (b"`--create`" in done.stderr) == (verb == "append")
     assert _json(verb, log_path, status=1)["error"] == "FileNotFoundError"
     assert not log_path.exists()
 
@@ -225,6 +228,41 @@ def test_create_takes_the_modes_that_open_takes(tmp_path: Path, mode: str) -> No
         _run("create", tmp_path / "created", "--mode", mode)
         made, opened = (tmp_path / name / "shmlog.json" for name in ("created", "opened"))
         assert made.stat().st_mode == opened.stat().st_mode
+
+
+def test_a_directory_that_is_no_log_is_called_that_whoever_may_write_to_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for verb in ("append", "cat", "info", "verify", "flush"):
+        assert b"is not a log: it has no shmlog.json" in _run(verb, tmp_path, status=1).stderr
+    _run("create", tmp_path / "log")
+    (tmp_path / "log").chmod(0o777)
+    assert b"may be written by anybody" in _run("info", tmp_path / "log", status=1).stderr
+
+
+def test_a_full_device_for_output_is_one_line_on_stderr(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"a line\n" * 10_000)
+    for arguments in (
+        ["cat"],
+        ["cat", "--json"],
+        ["verify"],
+        ["verify", "--json"],
+        ["info"],
+        ["info", "--json"],
+    ):
+        with open("/dev/full", "wb") as full:
+            command = [*COMMAND, *arguments, str(log_path)]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+        assert done.returncode == 1
+        assert done.stderr == b"shmlog: standard output: No space left on device\n"
+
+
+def test_closed_standard_streams_are_one_line_on_stderr(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"x\n")
+    for arguments, closed in (("cat", ">&-"), ("append", "<&-")):
+        command = f"exec {shlex.join([*COMMAND, arguments, str(log_path)])} {closed}"
+        done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, timeout=60)
+        assert done.returncode == 1
+        assert re.fullmatch(rb"shmlog: standard (out|in)put is closed\n", done.stderr)
 
 
 def test_a_wrong_value_has_status_1(log_path: Path) -> None:
@@ -304,6 +342,24 @@ def test_flush_serves_external_handles_and_settles_when_told_to_end(
         assert log.recovery is not None and log.recovery.case.value == "clean"
         assert [record.lsn for record in log.read()] == [lsn, lsn + 64]
         assert log.durable_lsn == lsn + 128
+
+
+def test_flush_json_prints_at_its_end_what_info_would(log_path: Path) -> None:
+    _run("create", log_path)
+    command = [*COMMAND, "flush", str(log_path), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: not nobody_lives(log_path), "it serves")
+            with shmlog.open(log_path, flusher="external") as log:
+                log.append(b"x", durable=True)
+            process.terminate()
+            assert process.wait(30) == 0
+            assert process.stdout is not None
+            facts = json.loads(process.stdout.read())
+        finally:
+            process.kill()
+    assert facts == _json("info", log_path)
+    assert (facts["state"], facts["durable_lsn"]) == ("clean", 64)
 
 
 def test_a_second_flush_is_refused(log_path: Path) -> None:
