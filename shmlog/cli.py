@@ -16,6 +16,8 @@ import contextlib
 import errno
 import json
 import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,9 @@ from shmlog.errors import FormatError, ShmlogError
 
 if TYPE_CHECKING:
     from shmlog.reader import Record
+
+CHUNK_BYTES = 256 << 10
+"""Read from standard input at once, if so much is there."""
 
 
 def _size(text: str) -> int:
@@ -228,9 +233,55 @@ def _flush(chosen: argparse.Namespace) -> int:
     return status
 
 
-def _lines() -> Iterator[bytes]:
-    for line in sys.stdin.buffer:
-        yield line.removesuffix(b"\n")
+class _Lines:
+    """Standard input's lines, as batches of what can be read without waiting.
+
+    The first Ctrl-C ends them; a second one interrupts whatever runs then.
+    """
+
+    interrupted = False
+    unfinished_bytes = 0
+    """of a line that the interrupt cut"""
+
+    def batches(self) -> Iterator[list[bytes]]:
+        fd = sys.stdin.fileno()
+        rest: list[bytes] = []
+        with self._ctrl_c() as rung:
+            while not (ready := select.select([rung, fd], [], [])[0]) or rung not in ready:
+                chunk = os.read(fd, CHUNK_BYTES)
+                if not chunk:
+                    break
+                lines, end, beginning = chunk.rpartition(b"\n")
+                if end:
+                    yield b"".join([*rest, lines]).split(b"\n")
+                    rest = []
+                rest += [beginning] if beginning else []
+            else:
+                self.interrupted = True
+        if self.interrupted:
+            self.unfinished_bytes = sum(map(len, rest))
+        elif rest:
+            yield [b"".join(rest)]
+
+    @contextlib.contextmanager
+    def _ctrl_c(self) -> Iterator[int]:
+        """A descriptor that can be read from once Ctrl-C was pressed: no line is lost
+        between being read and being appended."""
+        before = signal.getsignal(signal.SIGINT)
+        reading, writing = os.pipe()
+
+        def ring(*_: object) -> None:
+            signal.signal(signal.SIGINT, before)
+            os.write(writing, b"!")
+
+        try:
+            if before is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, ring)
+            yield reading
+        finally:
+            signal.signal(signal.SIGINT, before)
+            os.close(reading)
+            os.close(writing)
 
 
 def _append(chosen: argparse.Namespace) -> int:
@@ -242,23 +293,13 @@ def _append(chosen: argparse.Namespace) -> int:
         _check_place(chosen.directory, "`--create` or `shmlog create` makes one")
     count = payload = 0
     first = last = None
+    lines = _Lines()
     with shmlog.open(chosen.directory, create=chosen.create) as log:
-        if chosen.whole:
-            data = sys.stdin.buffer.read()
-            first = last = log.append(data, chosen.tag)
-            count, payload = 1, len(data)
-        else:
-            batch: list[bytes] = []
-            pending = 0
-            for line in _lines():
-                batch.append(line)
-                pending += len(line)
-                if len(batch) >= 4096 or pending >= 1 << 20:
-                    first, last = _append_lines(log, batch, chosen.tag, first)
-                    count, payload, pending, batch = count + len(batch), payload + pending, 0, []
-            if batch:
-                first, last = _append_lines(log, batch, chosen.tag, first)
-                count, payload = count + len(batch), payload + pending
+        for batch in ([sys.stdin.buffer.read()],) if chosen.whole else lines.batches():
+            lsns = log.append_many(batch, chosen.tag)
+            first = int(lsns[0]) if first is None else first
+            last = int(lsns[-1])
+            count, payload = count + len(batch), payload + sum(map(len, batch))
         if not chosen.no_sync:
             log.wait_durable()
     facts = {
@@ -268,13 +309,11 @@ def _append(chosen: argparse.Namespace) -> int:
         "last_lsn": last,
         "durable": not chosen.no_sync,
     }
+    if lines.unfinished_bytes:
+        cut = f"shmlog: interrupted: {lines.unfinished_bytes} bytes of an unfinished line were not appended"
+        print(cut, file=sys.stderr)
     _say(chosen, facts, f"appended {count} records, {payload} bytes")
-    return 0
-
-
-def _append_lines(log: Any, batch: list[bytes], tag: int, first: int | None) -> tuple[int, int]:
-    lsns = log.append_many(batch, tag)
-    return int(lsns[0]) if first is None else first, int(lsns[-1])
+    return 130 if lines.interrupted else 0
 
 
 def _cat(chosen: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -10,6 +12,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,18 @@ def _line(process: subprocess.Popen[bytes]) -> bytes:
     return process.stdout.readline()
 
 
+@contextlib.contextmanager
+def _appending(log_path: Path, *arguments: str) -> Iterator[Any]:
+    """shmlog append, as a process whose standard input is ours."""
+    command = [*COMMAND, "append", str(log_path), *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_what_append_takes_from_standard_input_cat_prints(log_path: Path) -> None:
     text = b"one\ntwo\n\nfour \xff\nno newline at the end"
     done = _run("append", log_path, "--create", stdin=text)
@@ -54,6 +70,68 @@ def test_append_whole_makes_one_record_and_says_where(log_path: Path) -> None:
     (line,) = _run("cat", log_path, "--json").stdout.splitlines()
     record = json.loads(line)
     assert (record["lsn"], record["tag"], record["bytes"], record["text"]) == (0, 7, 4, "a\nb\n")
+
+
+def test_append_makes_each_line_readable_while_it_waits_for_the_next(log_path: Path) -> None:
+    _run("create", log_path)
+    with _appending(log_path) as process, shmlog.open_readonly(log_path) as readonly:
+        tail = readonly.tail(0, timeout=30)
+        for text, lines in ((b"one\n", [b"one"]), (b"two\n\nhal", [b"two", b""]), (b"f\nend", [b"half"])):
+            os.write(process.stdin.fileno(), text)
+            assert [bytes(next(tail).data) for _ in lines] == lines
+        process.stdin.close()
+        assert bytes(next(tail).data) == b"end"
+        assert process.wait(30) == 0
+        assert process.stdout.read() == b"appended 5 records, 13 bytes\n"
+
+
+def test_append_interrupted_keeps_and_counts_what_it_has_read(log_path: Path) -> None:
+    _run("create", log_path)
+    with _appending(log_path, "--json") as process, shmlog.open_readonly(log_path) as readonly:
+        os.write(process.stdin.fileno(), b"one\ntwo\nunfinished")
+        tail = readonly.tail(0, timeout=30)
+        assert [bytes(next(tail).data) for _ in range(2)] == [b"one", b"two"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        facts = json.loads(process.stdout.read())
+        assert (facts["records"], facts["bytes"], facts["durable"]) == (2, 6, True)
+        assert (
+            process.stderr.read()
+            == b"shmlog: interrupted: 10 bytes of an unfinished line were not appended\n"
+        )
+        assert readonly.committed_lsn == 128
+
+
+def test_append_interrupted_under_load_loses_no_line_it_counts(log_path: Path) -> None:
+    _run("create", log_path)
+    with _appending(log_path, "--json") as process, shmlog.open_readonly(log_path) as readonly:
+
+        def write() -> None:
+            with contextlib.suppress(BrokenPipeError):
+                for n in range(1 << 62):
+                    process.stdin.write(b"%d\n" % n)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert sum(1 for _ in itertools.islice(readonly.tail(0, timeout=30), 10_000)) == 10_000
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        writer.join(30)
+        appended = [bytes(record.data) for record in readonly.read()]
+        assert json.loads(process.stdout.read())["records"] == len(appended) >= 10_000
+        assert appended == [b"%d" % n for n in range(len(appended))]
+
+
+def test_append_whole_interrupted_appends_nothing(log_path: Path) -> None:
+    _run("create", log_path)
+    with _appending(log_path, "--whole") as process, shmlog.open_readonly(log_path) as readonly:
+        os.write(process.stdin.fileno(), b"half of it")
+        until(lambda: readonly.committed_lsn == 0 and readonly.live, "it has opened the log")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert readonly.committed_lsn == 0
 
 
 def test_append_of_nothing_appends_nothing(log_path: Path) -> None:
