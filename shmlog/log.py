@@ -371,8 +371,8 @@ def open(
     """
     if flusher not in ("auto", "external"):
         raise ValueError(f'flusher must be "auto" or "external", not {flusher!r}')
-    if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o666 or mode & 0o600 != 0o600:
-        raise ValueError(f"mode must be 0o600 plus rights for others, not {mode!r}")
+    if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o664 or mode & 0o600 != 0o600:
+        raise ValueError(f"mode must be 0o600, or up to 0o664, not {mode!r}")
     seconds = check_timeout(timeout)
     interval = check_timeout(sync_interval, "sync_interval")
     where = os.fsdecode(path)

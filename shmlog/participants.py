@@ -129,9 +129,8 @@ class Participants:
             control.store(slot_offset(number, PT_PID), os.getpid())
             control.store(slot_offset(number, PT_ROLE), role)
             control.store(slot_offset(number, PT_STARTED_NS), time.time_ns())
-            name = os.path.basename(sys.argv[0] if sys.argv else "")[:PT_NAME_BYTES].encode(
-                "utf-8", "replace"
-            )
+            program = os.path.basename(sys.argv[0] if sys.argv else "")
+            name = ("flusher" if role != ROLE_HANDLE else program)[:PT_NAME_BYTES].encode("utf-8", "replace")
             for at in range(0, PT_NAME_BYTES, 8):
                 control.store(
                     slot_offset(number, PT_NAME + at),

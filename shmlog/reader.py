@@ -75,6 +75,7 @@ class RecordBatch:
         return len(self.lsn)
 
     def __getitem__(self, index: int) -> Record:
+        index = operator.index(index)
         lsn = int(self.lsn[index])
         at = lsn - self._base_lsn
         data = self._memory[at : at + int(self.nbytes[index])]

@@ -146,7 +146,9 @@ class Writer(_native.Writer):
         if errno:
             return f"no room for [.., {end}): the flusher cannot prepare more: {os.strerror(errno)}"
         committed, limit = control.committed_lsn, control.limit_lsn
-        text = f"no room up to LSN {end}: the limit is {limit}, committed {committed}, window full"
+        full = end > committed + self._directory.identity.geometry.window_bytes
+        why = "the window is full" if full else "no more is prepared"
+        text = f"no room up to LSN {end}: the limit is {limit}, committed {committed}, {why}"
         for number in range(self._participants.high):
             if any(claim.begin == committed for claim in self._participants.claims(number)):
                 who = self._participants.describe(number)

@@ -124,8 +124,8 @@ def test_an_error_after_the_append_says_how_many_records_are_in(log_path: Path) 
             assert caught.value.appended == at_once  # type: ignore[attr-defined]
         log.wait_committed()
         assert sum(1 for _ in log.read()) == 2 * (1 + at_once)
-        with pytest.raises(TimeoutError, match="appended at LSN") as late:
-            log.append(b"x", durable=True, timeout=0)
+        with log.reserve(8), pytest.raises(TimeoutError, match="appended at LSN") as late:
+            log.append(b"x", durable=True, timeout=0.2)
         assert late.value.appended == 1  # type: ignore[attr-defined]
 
 
