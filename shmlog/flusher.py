@@ -12,8 +12,8 @@ Invariants
       holds it, so there is never a second one, nor a stale one.
   F2  The flusher never waits for a live writer except by looking again; what a dead
       one left is filled (holes).
-  F3  The files never follow a damaged control block: what it says is looked at again
-      before anything is removed.
+  F3  The files never follow a damaged control block: it is looked at again before a
+      hole is filled or anything is removed.
 
 This module knows the protocol's flusher side.  It may not know how the process
 was started or how its log directory was attached.
@@ -187,7 +187,6 @@ class Flusher:
         stuck_s = PACE_S
         while not self._told_to_stop:
             committed, reserved, _, limit = self._control.step()
-            self._check()
             now = time.monotonic()
             progressed = committed != previous
             if progressed:
@@ -197,6 +196,7 @@ class Flusher:
             self._preparer.ask(reserved)
             if now - retired_at > RETIRE_EVERY_S:
                 retired_at = now
+                self._check()
                 self._retire()
                 if not self._linger and not self._participants.anybody():
                     return
@@ -242,6 +242,7 @@ class Flusher:
         if isinstance(found, Busy):
             return False
         if isinstance(found, Hole):
+            self._check()
             log.warning("filling [%d, %d): its writer died", found.begin, found.end)
             seed, memory = self._identity.seed, self._live.memory
             fill_hole(self._native, self._participants, self._number, found, self._geometry, seed, memory)
