@@ -30,6 +30,7 @@ from shmlog.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
+from shmlog.layout import ROLE_HANDLE
 from shmlog.participants import Participants, TableFullError
 from shmlog.recovery import Case, Recovery, recover
 
@@ -105,6 +106,8 @@ def attach(
             try:
                 block, recovery = _join_or_make(directory, lock, boot, mode, make)
                 participants = block.participants(lock)
+                if role != ROLE_HANDLE:  # flushers that failed have left their slots
+                    participants.retire_dead()
                 number = participants.take(role)
                 break
             except BlockMissingError:

@@ -14,6 +14,8 @@ Invariants
       one left is filled (holes).
   F3  The files never follow a damaged control block: it is looked at again before a
       hole is filled or anything is removed.
+  F4  What is given back was taken back first: should this flusher die before the block
+      goes, who joins the block may not append into files that are no more.
 
 This module knows the protocol's flusher side.  It may not know how the process
 was started or how its log directory was attached.
@@ -33,6 +35,7 @@ from shmlog.holes import Busy, Hole, fill_hole, find_hole
 from shmlog.layout import (
     CB_COMMIT_SLEEP,
     CB_COMMITS,
+    CB_LIMIT_LSN,
     CB_PREPARED_LSN,
     CB_SYNC_SLEEP,
     CB_WANTED_COMMITTED,
@@ -148,7 +151,10 @@ class Flusher:
             log.error("not marked clean: %s", self._control.failure())
             return
         self._check()
-        self._live.give_back(self._control.durable_lsn)
+        end = self._control.durable_lsn
+        for word in (CB_LIMIT_LSN, CB_PREPARED_LSN):  # F4
+            self._native.store(word, end)
+        self._live.give_back(end)
         self._syncer.sync_mark(clean=True)
 
     def _check(self) -> None:
@@ -197,7 +203,7 @@ class Flusher:
             if now - retired_at > RETIRE_EVERY_S:
                 retired_at = now
                 self._check()
-                self._retire()
+                self._participants.retire_dead()
                 if not self._linger and not self._participants.anybody():
                     return
             wanted = self._wanted()
@@ -247,10 +253,3 @@ class Flusher:
             seed, memory = self._identity.seed, self._live.memory
             fill_hole(self._native, self._participants, self._number, found, self._geometry, seed, memory)
         return True
-
-    def _retire(self) -> None:
-        participants = self._participants
-        for number in range(participants.high):
-            if participants.dead(number):
-                committed, reserved = self._control.committed_lsn, self._control.reserved_lsn
-                participants.retire(number, committed, reserved)

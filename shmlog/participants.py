@@ -30,8 +30,10 @@ from shmlog.errors import AttachError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
 from shmlog.layout import (
+    CB_COMMITTED_LSN,
     CB_HEADER_BYTES,
     CB_PARTICIPANT_HIGH,
+    CB_RESERVED_LSN,
     CB_RETIRED_BYTES,
     CB_RETIRED_RECORDS,
     CB_RETIRED_WAITS,
@@ -197,6 +199,14 @@ class Participants:
         before = self._control.load(started)
         unlocked = self.used(number) and not self.alive(number)
         return unlocked and self.used(number) and self._control.load(started) == before
+
+    def retire_dead(self) -> None:
+        """Free the slots of the dead whose claims are done with; the flusher alone, or who
+        holds its lease and is about to be it."""
+        for number in range(self.high):
+            if self.dead(number):
+                committed = self._control.load(CB_COMMITTED_LSN)
+                self.retire(number, committed, self._control.load(CB_RESERVED_LSN))
 
     def retire(self, number: int, committed: int, reserved: int) -> bool:
         """Free a dead participant's slot if nothing it claimed is still open (T2); whether

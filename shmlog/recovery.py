@@ -143,7 +143,9 @@ def recover(directory: Directory, boot_id: bytes) -> Recovery:
     segments = list_segments(directory)
     for first in segments:
         path = segment_path(directory, first)
-        if first > last or first + geometry.segment_bytes <= found.trimmed_lsn:
+        if first + geometry.segment_bytes <= found.trimmed_lsn:
+            continue
+        if first > last:
             os.unlink(path)
             continue
         low, high = max(first, found.vouched_lsn), min(end, first + geometry.segment_bytes)
@@ -169,6 +171,9 @@ def recover(directory: Directory, boot_id: bytes) -> Recovery:
     with files.descriptor(files.open_file(path, writable=True)) as fd:
         segment.write_mark(fd, mark, identity.log_id)
         os.fsync(fd)
+    for first in segments:  # only now: until then an older mark may be all that is on disk
+        if first + geometry.segment_bytes <= found.trimmed_lsn:
+            os.unlink(segment_path(directory, first))
     return found
 
 

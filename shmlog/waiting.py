@@ -15,11 +15,10 @@ This module knows watermarks and bells.  It may not know records or files.
 from __future__ import annotations
 
 import math
-import numbers
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from shmlog._native import WAIT_FAILED, WAIT_REACHED, WAIT_RING
 from shmlog.control import ControlBlock
@@ -67,12 +66,14 @@ def deadline_after(timeout_s: float) -> float:
 
 def check_timeout(seconds: object, name: str = "timeout") -> float:
     """A time in seconds, or TypeError / ValueError."""
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
-        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
+    kind = type(seconds)
+    if kind is bool or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
+        raise TypeError(f"{name} must be a number of seconds, not {kind.__name__}")
+    number: Any = seconds
     try:
-        value = float(seconds)
+        value = float(number)
     except OverflowError:
-        value = math.inf if abs(seconds) == seconds else -math.inf
+        value = math.inf if number > 0 else -math.inf
     if math.isnan(value) or value < 0:
         raise ValueError(f"{name} must not be negative: {seconds}")
     return min(value, 1e9)

@@ -13,8 +13,6 @@
  *   G1  A range is complete before `begin` is set, and `begin` is cleared before
  *       the range is unmapped.
  *   G2  The handler calls only mmap and sigaction; both are plain system calls.
- *   G3  A fault that is not ours ends with the handlers before us, even if one of them
- *       was installed after us and passes it back.
  *
  * Also here, because both end in "this handle may not be used as before": the
  * process-wide ticket that forks and faults advance.
@@ -40,7 +38,6 @@ typedef struct {
 static guard_range_t guard_ranges[GUARD_RANGES];
 static _Atomic uint32_t guard_hint;
 static struct sigaction guard_previous;
-static _Atomic int guard_passing;
 static long guard_page_bytes;
 
 /* Advanced by a fork (in the child) and by a fault; a handle whose own copy
@@ -62,35 +59,27 @@ static void guard_handler(int number, siginfo_t *info, void *context) {
         atomic_fetch_add(&process_ticket, 1);
         return;
     }
-    struct sigaction die = {.sa_handler = SIG_DFL};
-    if (atomic_exchange(&guard_passing, 1)) {
-        sigaction(SIGBUS, &die, NULL); /* who we passed it to passed it back (G3) */
-        return;
-    }
-    if (guard_previous.sa_flags & SA_SIGINFO)
+    if (guard_previous.sa_flags & SA_SIGINFO) {
         guard_previous.sa_sigaction(number, info, context);
-    else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN)
+    } else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
         guard_previous.sa_handler(number);
-    else
-        sigaction(SIGBUS, &die, NULL); /* the instruction faults again, as it should */
-    atomic_store(&guard_passing, 0);
+    } else {
+        sigaction(SIGBUS, &guard_previous, NULL); /* the instruction faults again, as it should */
+    }
 }
 
 static void guard_initialize(void) {
     guard_page_bytes = sysconf(_SC_PAGESIZE);
 }
 
-/* Install the handler before a range is added, also over one that came later: the last
- * one is called first, and one that kills (faulthandler's) would be. */
+/* Install the handler, once, before the first range. */
 static int guard_install(void) {
-    struct sigaction now, action = {.sa_sigaction = guard_handler, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
-    sigemptyset(&action.sa_mask);
-    if (sigaction(SIGBUS, NULL, &now) != 0)
-        return -1;
-    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == guard_handler)
+    static _Atomic int installed;
+    if (atomic_exchange(&installed, 1))
         return 0;
-    guard_previous = now;
-    return sigaction(SIGBUS, &action, NULL);
+    struct sigaction action = {.sa_sigaction = guard_handler, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGBUS, &action, &guard_previous);
 }
 
 /* NULL when every range is in use. */

@@ -243,9 +243,9 @@ typedef struct {
 
 static PyObject *Fd_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"path", "flags", NULL};
-    PyObject *path;
+    PyObject *named, *path;
     int flags;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&i", names, PyUnicode_FSConverter, &path, &flags))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Oi", names, &named, &flags) || !PyUnicode_FSConverter(named, &path))
         return NULL;
     FdObject *self = (FdObject *)type->tp_alloc(type, 0);
     if (self) {
@@ -258,7 +258,7 @@ static PyObject *Fd_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
         self->generation = atomic_load(&fork_generation);
         if (error) {
             errno = error;
-            PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+            PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, named);
             Py_CLEAR(self);
         }
     }
@@ -955,16 +955,20 @@ static void sum(piece_t *piece, uint32_t seed) {
         piece->crc = payload_crc(seed, piece->data, piece->bytes);
 }
 
-/* Whether a buffer's format has a Python object in it; field names stand between colons. */
-static int format_has_objects(const char *format) {
-    int name = 0;
-    for (; format && *format; format++) {
-        if (*format == ':')
-            name = !name;
-        else if (*format == 'O' && !name)
-            return 1;
-    }
-    return 0;
+/* Whether a buffer's items may be Python objects: NumPy knows of its own arrays, of
+ * others the format tells.  -1 with an exception. */
+static int has_objects(PyObject *object, const char *format) {
+    PyObject *dtype = PyObject_GetAttrString(object, "dtype");
+    PyObject *answer = dtype ? PyObject_GetAttrString(dtype, "hasobject") : NULL;
+    Py_XDECREF(dtype);
+    int truth = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    if (truth >= 0)
+        return truth;
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+        return -1;
+    PyErr_Clear();
+    return format && strchr(format, 'O');
 }
 
 /* View `object` as bytes.  `view->obj` is NULL when there is nothing to release. */
@@ -981,18 +985,28 @@ static int view_bytes(PyObject *object, Py_buffer *view, piece_t *piece) {
         PyErr_SetString(PyExc_TypeError, "a record is bytes or another contiguous buffer, not str: encode it first");
         return -1;
     }
-    if (PyObject_GetBuffer(object, view, PyBUF_ND | PyBUF_FORMAT) != 0) {
+    int objects = 0;
+    if (PyObject_GetBuffer(object, view, PyBUF_ND | PyBUF_FORMAT) == 0) {
+        if (view->format && strchr(view->format, 'O'))
+            objects = has_objects(object, view->format);
+    } else if (PyErr_ExceptionMatches(PyExc_BufferError) || PyErr_ExceptionMatches(PyExc_ValueError)) {
         PyErr_Clear(); /* not every type has a format (NumPy's datetime64) */
-        if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) != 0) {
-            view->obj = NULL;
-            if (!PyObject_CheckBuffer(object))
-                PyErr_Format(PyExc_TypeError, "a record is bytes or another contiguous buffer, not %s",
-                             Py_TYPE(object)->tp_name);
-            return -1;
-        }
-    } else if (format_has_objects(view->format)) {
-        PyBuffer_Release(view);
-        PyErr_SetString(PyExc_TypeError, "an array of Python objects cannot be appended");
+        view->obj = NULL;
+        objects = has_objects(object, NULL);
+        if (!objects && PyObject_GetBuffer(object, view, PyBUF_SIMPLE) != 0)
+            objects = -1;
+    } else {
+        view->obj = NULL;
+        if (!PyObject_CheckBuffer(object))
+            PyErr_Format(PyExc_TypeError, "a record is bytes or another contiguous buffer, not %s",
+                         Py_TYPE(object)->tp_name);
+        return -1;
+    }
+    if (objects) {
+        if (view->obj)
+            PyBuffer_Release(view);
+        if (objects > 0)
+            PyErr_SetString(PyExc_TypeError, "an array of Python objects cannot be appended");
         return -1;
     }
     piece->data = view->buf;

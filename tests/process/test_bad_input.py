@@ -130,7 +130,12 @@ def test_an_error_after_the_append_says_how_many_records_are_in(log_path: Path) 
 
 
 def test_arrays_of_python_objects_are_refused_by_every_append(log: shmlog.Log) -> None:
-    for data in (np.array([object()]), np.zeros(2, [("n", "i4"), ("what", "O")])):
+    for data in (
+        np.array([object()]),
+        np.zeros(2, [("n", "i4"), ("what", "O")]),
+        np.zeros(2, [("when", "M8[ns]"), ("what", "O")]),  # has no format
+        np.zeros(2, [("a:b", "O")]),
+    ):
         with pytest.raises(TypeError, match="Python objects"):
             log.append(data)
         with pytest.raises(TypeError, match="Python objects"):

@@ -370,6 +370,54 @@ def test_a_handle_opened_while_the_flusher_is_leaving_gets_a_log_that_works(log_
         assert_healthy(log)
 
 
+@pytest.mark.parametrize("step", ["punch_hole", "sync_mark", "take_down"])
+def test_a_flusher_killed_while_it_leaves_costs_nothing(log_path: Path, step: str) -> None:
+    kill = "import os, signal\ndef die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
+    at = {
+        "punch_hole": "from shmlog import live\n"
+        "class Native:\n    punch_hole = staticmethod(die)\n    Mapping = live._native.Mapping\n"
+        "live._native = Native\n",
+        "sync_mark": "from shmlog.syncing import Syncer\nbefore = Syncer.sync_mark\n"
+        "Syncer.sync_mark = lambda self, clean: die() if clean else before(self, clean)\n",
+        "take_down": "from shmlog import attachment\nattachment.take_down = die\n",
+    }[step]
+    run = f"from shmlog import sidecar\nsidecar.run({str(log_path)!r}, 0.01, 0o600, True)\n"
+    with (
+        shmlog.open(
+            log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=1 << 20, flusher="external"
+        ) as log,
+        subprocess.Popen([sys.executable, "-c", kill + at + run]) as flusher,
+    ):
+        mine = append_some(log, 0, 200)
+        log.wait_durable()
+        log.close()
+        assert flusher.wait(30) == -signal.SIGKILL
+    assert block_path(log_path).exists()
+    with shmlog.open(log_path, timeout=20) as log:
+        mine += append_some(log, 0, 800, first=len(mine))
+        check_records(log, {0: mine})
+        assert_healthy(log)
+
+
+def test_flushers_that_fail_one_after_the_other_do_not_use_the_slots_up(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        append_some(log, 0, 500)
+        log.wait_durable()
+        at_rest = log.statistics()
+        missing = sorted((log_path / "segments").iterdir())[-1]
+        missing.rename(tmp := log_path / "elsewhere")
+        try:
+            for _ in range(6):
+                kill_flusher(log)
+                with contextlib.suppress(TimeoutError, shmlog.ShmlogError, OSError):
+                    log.append(b"x", durable=True, timeout=0.3)
+        finally:
+            tmp.rename(missing)
+        log.wait_durable(timeout=30)
+        used = len(log.statistics().participants)
+        assert log.statistics().flushers > at_rest.flushers + 1 and used <= 4, used
+
+
 def test_a_flusher_that_cannot_be_started_is_an_error_and_costs_nothing_appended(
     log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
