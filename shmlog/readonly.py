@@ -79,6 +79,7 @@ class ReadonlyLog(Reading):
         self._boot_id = files.boot_id()
         self._closed = False
         self._seen: _Live | _Dead | None = None
+        self._trimmed = 0
         self._look()
 
     def _look(self) -> _Live | _Dead:
@@ -132,6 +133,7 @@ class ReadonlyLog(Reading):
         if self._seen is not None and committed < self._seen.bounds()[1]:  # R2
             path = segment_path(self._directory, committed)
             raise CorruptionError(path, committed, "records that could be read have been lost")
+        self._trimmed = max(self._trimmed, now.bounds()[0])  # a trim that was not durable is begun again
         self._reader = Reader(self._directory, holes)  # first: the bounds may include the holes
         self._seen = now
         return now
@@ -174,7 +176,9 @@ class ReadonlyLog(Reading):
         return self._look()
 
     def _bounds(self) -> tuple[int, int]:
-        return self._now().bounds()
+        trimmed, committed = self._now().bounds()
+        self._trimmed = max(self._trimmed, trimmed)
+        return self._trimmed, committed
 
     @property
     def live(self) -> bool:

@@ -30,6 +30,7 @@ from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, CB_STARTING_NS, ROLE_FL
 
 LOG_BYTES_MAX = 1 << 20
 LEASE_PATIENCE_S = 0.5
+_ENDING = signal.SIGTERM, signal.SIGINT
 
 log = logging.getLogger("shmlog.flusher")
 
@@ -57,6 +58,9 @@ def start(where: Directory, mode: int, sync_interval: float) -> None:
 def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
     """Be the log's flusher; the exit status.  0 also when another one runs already and
     this one was started on demand."""
+    told: list[int] = []
+    for number in _ENDING:  # from the first moment on: told to end, it leaves in order
+        signal.signal(number, lambda number, _: told.append(number))
     where = directory.load(path)
     _set_up_logging(where, mode, detach)
     lock = LockFile(where.lock_path, mode)
@@ -69,7 +73,7 @@ def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
     with contextlib.suppress(OSError, ValueError):  # a window may span many segments
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        return _serve(where, lock, mode, sync_interval, linger=not detach)
+        return _serve(where, lock, mode, sync_interval, not detach, told)
     except BaseException:
         log.exception("the flusher ends")
         raise
@@ -87,7 +91,9 @@ def _take_lease(lock: LockFile) -> bool:
     return True
 
 
-def _serve(where: Directory, lock: LockFile, mode: int, sync_interval: float, linger: bool) -> int:
+def _serve(
+    where: Directory, lock: LockFile, mode: int, sync_interval: float, linger: bool, told: list[int]
+) -> int:
     try:
         role = ROLE_SIDECAR if linger else ROLE_FLUSHER
         joined = attach(where, mode, role, time.monotonic() + 30.0, lock, make=linger)
@@ -102,8 +108,10 @@ def _serve(where: Directory, lock: LockFile, mode: int, sync_interval: float, li
     flusher = Flusher(
         where, joined.control, joined.participants, joined.number, joined.boot_id, mode, sync_interval, linger
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, lambda *_: flusher.stop())
+    if told:
+        flusher.stop()
     log.info("flusher %d of %s begins (pid %d)", generation, where.path, os.getpid())
     try:
         while not flusher.run() or not _leave(flusher, joined, lock):
