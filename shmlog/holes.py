@@ -3,7 +3,8 @@
 The scan has stopped at LSN g, below the tail.  Then, in this order: load the tail
 T; for each participant ask whether it lives and only then read its claims; read the
 bits of [g, T) again; load committed_lsn.  If g is set by now, or committed_lsn has
-passed it, scan on (R0).  Otherwise
+passed it, scan on (R0; asked once before, for T may be more than a window above a
+g that is long past).  Otherwise
 
   R1  A live participant claims g (held or tentative): it is still copying.  Wait,
       for ever if it is suspended.
@@ -71,7 +72,7 @@ class Busy:
 def find_hole(control: _native.Control, participants: Participants, g: int) -> Hole | Busy | None:
     """What is at g, where the scan has stopped; None: look again, it has moved."""
     tail = control.load(CB_RESERVED_LSN)
-    if g >= tail:
+    if g >= tail or control.load(CB_COMMITTED_LSN) != g:  # R0: so the tail is within the window of g
         return None
     seen: list[tuple[int, bool, Claim]] = []
     for number in range(participants.high):

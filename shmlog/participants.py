@@ -163,10 +163,12 @@ class Participants:
         return self._lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
 
     def any_handle(self) -> bool:
-        """Whether any other participant lives that is not the flusher."""
+        """Whether any other participant lives that is not the flusher.  Who is just taking a
+        slot does not count: its role is not there yet."""
         load = self._control.load
         return any(
-            load(slot_offset(number, PT_ROLE)) != ROLE_FLUSHER
+            self.used(number)
+            and load(slot_offset(number, PT_ROLE)) != ROLE_FLUSHER
             and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
             for number in range(self.high)
         )

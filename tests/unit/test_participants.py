@@ -11,7 +11,7 @@ import pytest
 
 from shmlog import _native, participants
 from shmlog.errors import AttachError
-from shmlog.files import LockFile
+from shmlog.files import FIRST_PARTICIPANT_BYTE, LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
 from shmlog.layout import (
     CB_HEADER_BYTES,
@@ -97,6 +97,16 @@ def test_a_slot_that_changes_hands_while_it_is_looked_at_is_not_dead(
     assert not flusher.dead(number)
     table.die(1)
     assert flusher.dead(number)
+
+
+def test_who_is_just_taking_a_slot_is_no_handle_yet(table: Table) -> None:
+    one, other, closing = table.process(), table.process(), table.process()
+    number = one.take(ROLE_HANDLE)
+    assert closing.any_handle()
+    one.release(number)
+    assert table.locks[1].try_lock(FIRST_PARTICIPANT_BYTE + number)  # the first step of take()
+    assert not closing.any_handle(), "a flusher that attaches was taken for a handle"
+    assert other.take(ROLE_FLUSHER) == number and not closing.any_handle()
 
 
 def test_a_dead_owners_slot_is_not_taken_before_it_is_retired(table: Table) -> None:
