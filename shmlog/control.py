@@ -33,51 +33,15 @@ import threading
 import time
 import types
 from multiprocessing import shared_memory
-from typing import TYPE_CHECKING, Any
 
 from shmlog import _native
 from shmlog.directory import Identity
 from shmlog.errors import AttachError, LogFailedError
 from shmlog.files import LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
-from shmlog.layout import (
-    CB_BOOT_ID,
-    CB_CLEARED_LSN,
-    CB_COMMITTED_LSN,
-    CB_CONTROL_BYTES,
-    CB_CREATED_NS,
-    CB_DURABLE_LSN,
-    CB_EPOCH,
-    CB_FAILED_ERRNO,
-    CB_FAILED_LSN,
-    CB_HEADER_BYTES,
-    CB_INTENT_LSN,
-    CB_LIMIT_LSN,
-    CB_LOG_ID,
-    CB_MAGIC,
-    CB_PARTICIPANT_COUNT,
-    CB_PLACE_DEVICE,
-    CB_PLACE_INODE,
-    CB_PREPARED_LSN,
-    CB_REMOVED_LSN,
-    CB_RESERVED_LSN,
-    CB_SEGMENT_BYTES,
-    CB_SIGNATURE,
-    CB_STATE,
-    CB_TRIMMED_LSN,
-    CB_WINDOW_BYTES,
-    CONTROL_MAGIC,
-    NO_LSN,
-    SIGNATURE,
-    STATE_FAILED,
-    STATE_RUNNING,
-)
+from shmlog.layout import CB, CONTROL_MAGIC, NO_LSN, SIGNATURE, STATE_FAILED, STATE_RUNNING
 from shmlog.participants import Participants
 from shmlog.semaphores import Bell, unlink
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 def _initialize(block: shared_memory.SharedMemory, name: str, create: bool, size: int) -> None:
@@ -187,26 +151,26 @@ class ControlBlock:
                 block.close_descriptor()
             self = cls(block, identity)
             store = self.native.store
-            store(CB_SIGNATURE, SIGNATURE)
+            store(CB.SIGNATURE, SIGNATURE)
             for at in range(0, 16, 8):
-                store(CB_LOG_ID + at, int.from_bytes(identity.log_id[at : at + 8], "little"))
-                store(CB_BOOT_ID + at, int.from_bytes(boot_id[at : at + 8], "little"))
-            store(CB_SEGMENT_BYTES, geometry.segment_bytes)
-            store(CB_WINDOW_BYTES, geometry.window_bytes)
-            store(CB_PARTICIPANT_COUNT, PARTICIPANT_COUNT)
-            store(CB_CONTROL_BYTES, geometry.control_bytes)
-            store(CB_EPOCH, epoch)
-            store(CB_CREATED_NS, time.time_ns())
-            store(CB_PLACE_DEVICE, place[0])
-            store(CB_PLACE_INODE, place[1])
-            for word in (CB_RESERVED_LSN, CB_LIMIT_LSN, CB_COMMITTED_LSN, CB_CLEARED_LSN, CB_PREPARED_LSN):
+                store(CB.LOG_ID + at, int.from_bytes(identity.log_id[at : at + 8], "little"))
+                store(CB.BOOT_ID + at, int.from_bytes(boot_id[at : at + 8], "little"))
+            store(CB.SEGMENT_BYTES, geometry.segment_bytes)
+            store(CB.WINDOW_BYTES, geometry.window_bytes)
+            store(CB.PARTICIPANT_COUNT, PARTICIPANT_COUNT)
+            store(CB.CONTROL_BYTES, geometry.control_bytes)
+            store(CB.EPOCH, epoch)
+            store(CB.CREATED_NS, time.time_ns())
+            store(CB.PLACE_DEVICE, place[0])
+            store(CB.PLACE_INODE, place[1])
+            for word in (CB.RESERVED_LSN, CB.LIMIT_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN, CB.PREPARED_LSN):
                 store(word, end_lsn)
-            store(CB_DURABLE_LSN, end_lsn)
-            store(CB_INTENT_LSN, NO_LSN)
-            store(CB_TRIMMED_LSN, trimmed_lsn)
-            store(CB_REMOVED_LSN, trimmed_lsn)
-            store(CB_STATE, STATE_RUNNING)
-            store(CB_MAGIC, CONTROL_MAGIC)  # last: the block is whole
+            store(CB.DURABLE_LSN, end_lsn)
+            store(CB.INTENT_LSN, NO_LSN)
+            store(CB.TRIMMED_LSN, trimmed_lsn)
+            store(CB.REMOVED_LSN, trimmed_lsn)
+            store(CB.STATE, STATE_RUNNING)
+            store(CB.MAGIC, CONTROL_MAGIC)  # last: the block is whole
         except FileExistsError:
             raise  # not ours
         except BaseException:
@@ -235,18 +199,18 @@ class ControlBlock:
             )
         self = cls(block, identity)
         load = self.native.load
-        if load(CB_MAGIC) == CONTROL_MAGIC and (load(CB_PLACE_DEVICE), load(CB_PLACE_INODE)) != place:
+        if load(CB.MAGIC) == CONTROL_MAGIC and (load(CB.PLACE_DEVICE), load(CB.PLACE_INODE)) != place:
             raise AttachError(
                 f"/dev/shm/{name} belongs to the same log in another place: this directory is a copy,"
                 " or was restored from one; close the other, or remove the block if nobody uses it"
             )
         expected = {
-            "magic": (load(CB_MAGIC), CONTROL_MAGIC),
-            "layout signature": (load(CB_SIGNATURE), SIGNATURE),
-            "log id": (self._bytes(CB_LOG_ID), identity.log_id),
-            "boot id": (self._bytes(CB_BOOT_ID), boot_id),
-            "segment_bytes": (load(CB_SEGMENT_BYTES), identity.geometry.segment_bytes),
-            "window_bytes": (load(CB_WINDOW_BYTES), identity.geometry.window_bytes),
+            "magic": (load(CB.MAGIC), CONTROL_MAGIC),
+            "layout signature": (load(CB.SIGNATURE), SIGNATURE),
+            "log id": (self._bytes(CB.LOG_ID), identity.log_id),
+            "boot id": (self._bytes(CB.BOOT_ID), boot_id),
+            "segment_bytes": (load(CB.SEGMENT_BYTES), identity.geometry.segment_bytes),
+            "window_bytes": (load(CB.WINDOW_BYTES), identity.geometry.window_bytes),
         }
         for what, (has, should) in expected.items():
             if has != should:
@@ -266,30 +230,23 @@ class ControlBlock:
 
     @property
     def reserved_lsn(self) -> int:
-        return self.native.load(CB_RESERVED_LSN)
+        return self.native.load(CB.RESERVED_LSN)
 
     @property
     def committed_lsn(self) -> int:
-        return self.native.load(CB_COMMITTED_LSN)
+        return self.native.load(CB.COMMITTED_LSN)
 
     @property
     def durable_lsn(self) -> int:
-        return self.native.load(CB_DURABLE_LSN)
+        return self.native.load(CB.DURABLE_LSN)
 
     @property
     def trimmed_lsn(self) -> int:
-        return self.native.load(CB_TRIMMED_LSN)
+        return self.native.load(CB.TRIMMED_LSN)
 
     @property
     def limit_lsn(self) -> int:
-        return self.native.load(CB_LIMIT_LSN)
-
-    @property
-    def words(self) -> npt.NDArray[np.uint64]:
-        """The header's words, indexed by offset // 8: for looking, not for ordering."""
-        import numpy as np
-
-        return np.frombuffer(self.buffer, np.uint64, CB_HEADER_BYTES // 8)
+        return self.native.load(CB.LIMIT_LSN)
 
     def _bytes(self, word: int) -> bytes:
         return b"".join(self.native.load(word + at).to_bytes(8, "little") for at in (0, 8))
@@ -303,35 +260,29 @@ class ControlBlock:
 
     @property
     def failed(self) -> bool:
-        return self.native.load(CB_STATE) != STATE_RUNNING
+        return self.native.load(CB.STATE) != STATE_RUNNING
 
     @property
     def lost(self) -> bool:
         """Whether the block was cut or overwritten under its users: no word of it counts."""
-        return self.native.faulted or self.native.load(CB_STATE) not in (STATE_RUNNING, STATE_FAILED)
+        return self.native.faulted or self.native.load(CB.STATE) not in (STATE_RUNNING, STATE_FAILED)
 
     def fail(self, errno: int, lsn: int) -> None:
         """Latch a failure for every process: final.  Only the first one counts."""
         native = self.native
-        if native.compare_exchange(CB_STATE, STATE_RUNNING, STATE_FAILED):
-            native.store(CB_FAILED_ERRNO, errno)
-            native.store(CB_FAILED_LSN, lsn)
+        if native.compare_exchange(CB.STATE, STATE_RUNNING, STATE_FAILED):
+            native.store(CB.FAILED_ERRNO, errno)
+            native.store(CB.FAILED_LSN, lsn)
         with self._step_lock:  # no commit step of this process raises the limit again
-            native.store(CB_LIMIT_LSN, 0)  # every append takes the slow path and finds out
-        for watermark in (CB_COMMITTED_LSN, CB_DURABLE_LSN, CB_LIMIT_LSN):
+            native.store(CB.LIMIT_LSN, 0)  # every append takes the slow path and finds out
+        for watermark in (CB.COMMITTED_LSN, CB.DURABLE_LSN, CB.LIMIT_LSN):
             native.wake(watermark)
 
     def failure(self) -> LogFailedError:
         """What the users of a failed log are told."""
         if self.lost:
             return LogFailedError(0, 0, "the control block was cut or overwritten")
-        return LogFailedError(self.native.load(CB_FAILED_ERRNO), self.native.load(CB_FAILED_LSN))
-
-    def snapshot(self) -> dict[str, Any]:
-        """The header's words by name, at one moment after another."""
-        names = {name: offset for name, offset in _native.LAYOUT.items() if name.startswith("CB_")}
-        skip = {"CB_HEADER_BYTES", "CB_LOG_ID", "CB_BOOT_ID"}
-        return {name[3:].lower(): self.load(offset) for name, offset in names.items() if name not in skip}
+        return LogFailedError(self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN))
 
 
 def _check_owner(name: str, found: os.stat_result, mode: int) -> None:
@@ -353,7 +304,7 @@ class BlockView:
 
     def bounds(self) -> tuple[int, int]:
         """(trimmed_lsn, committed_lsn); acquire, so that what is below committed_lsn is there."""
-        return self.load(CB_TRIMMED_LSN), self.load(CB_COMMITTED_LSN)
+        return self.load(CB.TRIMMED_LSN), self.load(CB.COMMITTED_LSN)
 
 
 def view_block(identity: Identity, boot_id: bytes, lock_path: str) -> BlockView | None:
@@ -371,10 +322,10 @@ def view_block(identity: Identity, boot_id: bytes, lock_path: str) -> BlockView 
         view = BlockView(_native.Mapping(fd, identity.geometry.control_bytes, False))
     finally:
         os.close(fd)
-    has = b"".join(view.load(CB_BOOT_ID + at).to_bytes(8, "little") for at in (0, 8))
+    has = b"".join(view.load(CB.BOOT_ID + at).to_bytes(8, "little") for at in (0, 8))
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(lock_path)
-        if (view.load(CB_PLACE_DEVICE), view.load(CB_PLACE_INODE)) != (found.st_dev, found.st_ino):
+        if (view.load(CB.PLACE_DEVICE), view.load(CB.PLACE_INODE)) != (found.st_dev, found.st_ino):
             return None
-    whole = view.load(CB_MAGIC) == CONTROL_MAGIC and view.load(CB_SIGNATURE) == SIGNATURE
+    whole = view.load(CB.MAGIC) == CONTROL_MAGIC and view.load(CB.SIGNATURE) == SIGNATURE
     return view if whole and has == boot_id else None

@@ -32,19 +32,7 @@ from shmlog.control import ControlBlock
 from shmlog.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.holes import Busy, Hole, fill_hole, find_hole
-from shmlog.layout import (
-    CB_COMMIT_SLEEP,
-    CB_COMMITS,
-    CB_LIMIT_LSN,
-    CB_PREPARED_LSN,
-    CB_SYNC_SLEEP,
-    CB_WANTED_COMMITTED,
-    CB_WANTED_LIMIT,
-    GRANULE_BYTES,
-    SLEEP_AWAKE,
-    SLEEP_IDLE,
-    SLEEP_PACING,
-)
+from shmlog.layout import CB, GRANULE_BYTES, SLEEP_AWAKE, SLEEP_IDLE, SLEEP_PACING
 from shmlog.live import LiveSegments
 from shmlog.participants import Participants
 from shmlog.preparing import Preparer
@@ -152,7 +140,7 @@ class Flusher:
             return
         self._check()
         end = self._control.durable_lsn
-        for word in (CB_LIMIT_LSN, CB_PREPARED_LSN):  # F4
+        for word in (CB.LIMIT_LSN, CB.PREPARED_LSN):  # F4
             self._native.store(word, end)
         self._live.give_back(end)
         self._syncer.sync_mark(clean=True)
@@ -164,8 +152,8 @@ class Flusher:
             raise AttachError("the control block was cut or overwritten; what is in the files is recovered")
 
     def close(self) -> None:
-        self._native.store(CB_COMMIT_SLEEP, SLEEP_AWAKE)
-        self._native.store(CB_SYNC_SLEEP, SLEEP_AWAKE)
+        self._native.store(CB.COMMIT_SLEEP, SLEEP_AWAKE)
+        self._native.store(CB.SYNC_SLEEP, SLEEP_AWAKE)
         self._live.close()
 
     def _guarded(self, loop: Callable[[threading.Event], None]) -> None:
@@ -178,7 +166,7 @@ class Flusher:
 
     def _take_over(self) -> None:
         """Open what is live, and go on where a dead flusher stopped."""
-        durable, prepared = self._control.durable_lsn, self._native.load(CB_PREPARED_LSN)
+        durable, prepared = self._control.durable_lsn, self._native.load(CB.PREPARED_LSN)
         for first, _ in self._geometry.segment_ranges(self._geometry.segment_begin(durable), prepared):
             self._live.get(first)
         self._live.sync_names()
@@ -196,7 +184,7 @@ class Flusher:
             now = time.monotonic()
             progressed = committed != previous
             if progressed:
-                native.add(CB_COMMITS, 1)
+                native.add(CB.COMMITS, 1)
                 previous, progress_at, stuck_s = committed, now, PACE_S / 4
                 self._syncer.committed()
             self._preparer.ask(reserved)
@@ -221,7 +209,7 @@ class Flusher:
                 retired_at = 0.0  # rung for no record that is here: perhaps somebody has left
 
     def _wanted(self) -> tuple[int, int]:
-        return self._native.load(CB_WANTED_COMMITTED), self._native.load(CB_WANTED_LIMIT)
+        return self._native.load(CB.WANTED_COMMITTED), self._native.load(CB.WANTED_LIMIT)
 
     def _sleep(
         self, timeout_s: float, idle: bool, committed: int, reserved: int, wanted: tuple[int, int]
@@ -229,11 +217,11 @@ class Flusher:
         """Sleep on the commit bell unless something changed since it was looked at (WANTED);
         idle: also be rung by the next append (SLEEP).  Whether it was rung."""
         native = self._native
-        native.store(CB_COMMIT_SLEEP, SLEEP_IDLE if idle else SLEEP_PACING)
+        native.store(CB.COMMIT_SLEEP, SLEEP_IDLE if idle else SLEEP_PACING)
         rung = False
         if self._wanted() == wanted and not (idle and self._moved(committed, reserved)):
             rung = self._control.commit_bell.wait(timeout_s)
-        native.store(CB_COMMIT_SLEEP, SLEEP_AWAKE)
+        native.store(CB.COMMIT_SLEEP, SLEEP_AWAKE)
         return rung
 
     def _moved(self, committed: int, reserved: int) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shmlog.layout import CB_HEADER_BYTES, FRAME_HEADER_BYTES, GRANULE_BYTES, PT_BYTES, SEGMENT_HEADER_BYTES
+from shmlog.layout import CB, FRAME_HEADER_BYTES, GRANULE_BYTES, PT, SEGMENT_HEADER_BYTES
 
 SEGMENT_BYTES_DEFAULT = 64 << 20
 WINDOW_BYTES_DEFAULT = 64 << 20
@@ -60,7 +60,7 @@ class Geometry:
 
     @property
     def control_bytes(self) -> int:
-        return CB_HEADER_BYTES + PARTICIPANT_COUNT * PT_BYTES + self.window_bytes // GRANULE_BYTES // 8
+        return CB.HEADER_BYTES + PARTICIPANT_COUNT * PT.BYTES + self.window_bytes // GRANULE_BYTES // 8
 
     def segment_no(self, lsn: int) -> int:
         return lsn // self.segment_bytes

@@ -41,15 +41,7 @@ from dataclasses import dataclass
 
 from shmlog import _native
 from shmlog.geometry import Geometry
-from shmlog.layout import (
-    CB_COMMITTED_LSN,
-    CB_FILL_BYTES,
-    CB_FILL_COUNT,
-    CB_RESERVED_LSN,
-    FRAME_HEADER_BYTES,
-    GRANULE_BYTES,
-    KIND_FILL,
-)
+from shmlog.layout import CB, FRAME_HEADER_BYTES, GRANULE_BYTES, KIND_FILL
 from shmlog.participants import Claim, Participants
 
 
@@ -71,15 +63,15 @@ class Busy:
 
 def find_hole(control: _native.Control, participants: Participants, g: int) -> Hole | Busy | None:
     """What is at g, where the scan has stopped; None: look again, it has moved."""
-    tail = control.load(CB_RESERVED_LSN)
-    if g >= tail or control.load(CB_COMMITTED_LSN) != g:  # R0: so the tail is within the window of g
+    tail = control.load(CB.RESERVED_LSN)
+    if g >= tail or control.load(CB.COMMITTED_LSN) != g:  # R0: so the tail is within the window of g
         return None
     seen: list[tuple[int, bool, Claim]] = []
     for number in range(participants.high):
         alive = participants.alive(number)  # first (T3)
         seen.extend((number, alive, claim) for claim in participants.claims(number))
     next_set = control.scan(g, tail, True)
-    if next_set == g or control.load(CB_COMMITTED_LSN) != g:  # R0: the bits first
+    if next_set == g or control.load(CB.COMMITTED_LSN) != g:  # R0: the bits first
         return None
     for number, alive, claim in seen:
         if claim.begin == g and alive:
@@ -112,8 +104,8 @@ def fill_hole(
         memory(begin)[at : at + FRAME_HEADER_BYTES] = header
     control.publish(hole.begin, hole.end)
     participants.unhold(number)
-    control.add(CB_FILL_COUNT, 1)
-    control.add(CB_FILL_BYTES, hole.end - hole.begin)
+    control.add(CB.FILL_COUNT, 1)
+    control.add(CB.FILL_BYTES, hole.end - hole.begin)
 
 
 assert FRAME_HEADER_BYTES <= GRANULE_BYTES, "a FILL frame fits the smallest hole"

@@ -11,21 +11,7 @@ from shmlog import control, directory, files
 from shmlog.errors import CorruptionError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
 from shmlog.geometry import PARTICIPANT_COUNT
-from shmlog.layout import (
-    CB_COMMITTED_LSN,
-    CB_DURABLE_LSN,
-    CB_EPOCH,
-    CB_FILL_COUNT,
-    CB_FLUSHER_PID,
-    CB_HEADER_BYTES,
-    CB_RESERVED_LSN,
-    CB_STATE,
-    CB_SYNCS,
-    CB_TRIMMED_LSN,
-    PT_BYTES,
-    PT_PID,
-    STATE_FAILED,
-)
+from shmlog.layout import CB, PT, STATE_FAILED
 from shmlog.recovery import inspect
 from shmlog.segments import list_segments, segment_path
 
@@ -53,20 +39,20 @@ def describe(path: str) -> dict[str, Any]:
         return facts | _dead(where)
     with LockView(where.lock_path) as lock:
         pids = [
-            view.load(CB_HEADER_BYTES + number * PT_BYTES + PT_PID)
+            view.load(CB.HEADER_BYTES + number * PT.BYTES + PT.PID)
             for number in range(PARTICIPANT_COUNT)
             if lock.locked(FIRST_PARTICIPANT_BYTE + number)
         ]
-        flusher = view.load(CB_FLUSHER_PID) if lock.locked(LEASE_BYTE) else None
+        flusher = view.load(CB.FLUSHER_PID) if lock.locked(LEASE_BYTE) else None
     return facts | {
-        "state": "failed" if view.load(CB_STATE) == STATE_FAILED else "live",
-        "reserved_lsn": view.load(CB_RESERVED_LSN),
-        "committed_lsn": view.load(CB_COMMITTED_LSN),
-        "durable_lsn": view.load(CB_DURABLE_LSN),
-        "trimmed_lsn": view.load(CB_TRIMMED_LSN),
-        "epoch": view.load(CB_EPOCH),
-        "syncs": view.load(CB_SYNCS),
-        "holes_filled": view.load(CB_FILL_COUNT),
+        "state": "failed" if view.load(CB.STATE) == STATE_FAILED else "live",
+        "reserved_lsn": view.load(CB.RESERVED_LSN),
+        "committed_lsn": view.load(CB.COMMITTED_LSN),
+        "durable_lsn": view.load(CB.DURABLE_LSN),
+        "trimmed_lsn": view.load(CB.TRIMMED_LSN),
+        "epoch": view.load(CB.EPOCH),
+        "syncs": view.load(CB.SYNCS),
+        "holes_filled": view.load(CB.FILL_COUNT),
         "flusher_pid": flusher,
         "participant_pids": [pid for pid in pids if pid != flusher],
     }

@@ -24,7 +24,7 @@ from shmlog.directory import Directory
 from shmlog.errors import ClosedError
 from shmlog.files import LEASE_BYTE, SETUP_BYTE
 from shmlog.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
-from shmlog.layout import CB_STARTING_NS, ROLE_HANDLE
+from shmlog.layout import CB, ROLE_HANDLE
 from shmlog.reader import Reader, Reading, Record
 from shmlog.recovery import Recovery
 from shmlog.statistics import Statistics, gather
@@ -118,15 +118,15 @@ class Log(Writer, Reading):
         if self._flusher_mode != "auto" or joined.flusher_runs():
             return
         native, now = joined.control.native, time.monotonic_ns()
-        before = native.load(CB_STARTING_NS)
+        before = native.load(CB.STARTING_NS)
         if before and 0 <= now - before < START_AGAIN_NS:
             return
-        if not native.compare_exchange(CB_STARTING_NS, before, now):
+        if not native.compare_exchange(CB.STARTING_NS, before, now):
             return
         try:
             self._start_flusher()
         except BaseException:
-            native.compare_exchange(CB_STARTING_NS, now, 0)
+            native.compare_exchange(CB.STARTING_NS, now, 0)
             raise
 
     def _start_flusher(self) -> None:

@@ -12,7 +12,7 @@ Invariants
   T3  Whether an owner lives is asked before its claims are read: a dead owner's
       claims are final.  The other order can read a claim that its owner has since
       made held, published half of, and died on.
-  T4  A slot tells its owners apart by PT_STARTED_NS, stored under the lock and
+  T4  A slot tells its owners apart by PT.STARTED_NS, stored under the lock and
       before the slot is USED: used and unlocked between two equal values is dead.
 
 This module knows the table and the locks.  It may not know the bitmap.
@@ -30,30 +30,13 @@ from shmlog.errors import AttachError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
 from shmlog.layout import (
-    CB_COMMITTED_LSN,
-    CB_HEADER_BYTES,
-    CB_PARTICIPANT_HIGH,
-    CB_RESERVED_LSN,
-    CB_RETIRED_BYTES,
-    CB_RETIRED_RECORDS,
-    CB_RETIRED_WAITS,
-    CL_BEGIN,
-    CL_BYTES,
-    CL_END,
-    CL_PAYLOAD,
-    CL_RECORDS,
+    CB,
+    CL,
     CLAIM_COUNT,
     CLAIM_HELD,
     NO_LSN,
-    PT_BYTES,
-    PT_CLAIMS,
-    PT_NAME,
-    PT_NAME_BYTES,
-    PT_PID,
-    PT_ROLE,
-    PT_STARTED_NS,
-    PT_STATE,
-    PT_WAITS,
+    PARTICIPANT_NAME_BYTES,
+    PT,
     ROLE_FLUSHER,
     ROLE_HANDLE,
     SLOT_FREE,
@@ -93,11 +76,11 @@ class Participant:
 
 
 def slot_offset(number: int, word: int = 0) -> int:
-    return CB_HEADER_BYTES + number * PT_BYTES + word
+    return CB.HEADER_BYTES + number * PT.BYTES + word
 
 
 def _claim_offset(number: int, claim: int, word: int) -> int:
-    return slot_offset(number, PT_CLAIMS + claim * CL_BYTES + word)
+    return slot_offset(number, PT.CLAIMS + claim * CL.BYTES + word)
 
 
 class Participants:
@@ -111,7 +94,7 @@ class Participants:
     @property
     def high(self) -> int:
         """One more than the highest slot ever used."""
-        return min(self._control.load(CB_PARTICIPANT_HIGH), PARTICIPANT_COUNT)
+        return min(self._control.load(CB.PARTICIPANT_HIGH), PARTICIPANT_COUNT)
 
     def take(self, role: int) -> int:
         """Take a free slot; AttachError when all are used.  The last few are the flushers':
@@ -119,7 +102,7 @@ class Participants:
         control = self._control
         count = PARTICIPANT_COUNT - (FLUSHER_SLOTS if role == ROLE_HANDLE else 0)
         for number in range(count):
-            state = slot_offset(number, PT_STATE)
+            state = slot_offset(number, PT.STATE)
             if number in self._own or control.load(state) != SLOT_FREE:
                 continue
             if not self._lock.try_lock(FIRST_PARTICIPANT_BYTE + number):
@@ -128,17 +111,19 @@ class Participants:
                 self._lock.unlock(FIRST_PARTICIPANT_BYTE + number)
                 continue
             self._reset(number)
-            control.store(slot_offset(number, PT_PID), os.getpid())
-            control.store(slot_offset(number, PT_ROLE), role)
-            control.store(slot_offset(number, PT_STARTED_NS), time.time_ns())
+            control.store(slot_offset(number, PT.PID), os.getpid())
+            control.store(slot_offset(number, PT.ROLE), role)
+            control.store(slot_offset(number, PT.STARTED_NS), time.time_ns())
             program = os.path.basename(sys.argv[0] if sys.argv else "")
-            name = ("flusher" if role != ROLE_HANDLE else program)[:PT_NAME_BYTES].encode("utf-8", "replace")
-            for at in range(0, PT_NAME_BYTES, 8):
+            name = ("flusher" if role != ROLE_HANDLE else program)[:PARTICIPANT_NAME_BYTES].encode(
+                "utf-8", "replace"
+            )
+            for at in range(0, PARTICIPANT_NAME_BYTES, 8):
                 control.store(
-                    slot_offset(number, PT_NAME + at),
+                    slot_offset(number, PT.NAME + at),
                     int.from_bytes(name[at : at + 8].ljust(8, b"\0"), "little"),
                 )
-            control.raise_to(CB_PARTICIPANT_HIGH, number + 1)
+            control.raise_to(CB.PARTICIPANT_HIGH, number + 1)
             control.store(state, SLOT_USED)
             self._own.add(number)
             return number
@@ -148,12 +133,12 @@ class Participants:
         """Give back a slot of this process's; its claims must be idle."""
         self._count_out(number)
         self._reset(number)
-        self._control.store(slot_offset(number, PT_STATE), SLOT_FREE)
+        self._control.store(slot_offset(number, PT.STATE), SLOT_FREE)
         self._own.discard(number)
         self._lock.unlock(FIRST_PARTICIPANT_BYTE + number)
 
     def used(self, number: int) -> bool:
-        return self._control.load(slot_offset(number, PT_STATE)) == SLOT_USED
+        return self._control.load(slot_offset(number, PT.STATE)) == SLOT_USED
 
     def alive(self, number: int) -> bool:
         return number in self._own or self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
@@ -168,7 +153,7 @@ class Participants:
         load = self._control.load
         return any(
             self.used(number)
-            and load(slot_offset(number, PT_ROLE)) != ROLE_FLUSHER
+            and load(slot_offset(number, PT.ROLE)) != ROLE_FLUSHER
             and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
             for number in range(self.high)
         )
@@ -177,19 +162,19 @@ class Participants:
         """The claims in use.  Ask `alive` first (T3)."""
         claims = []
         for claim in range(CLAIM_COUNT):
-            begin = self._control.load(_claim_offset(number, claim, CL_BEGIN))
+            begin = self._control.load(_claim_offset(number, claim, CL.BEGIN))
             if begin != NO_LSN:
-                end = self._control.load(_claim_offset(number, claim, CL_END))
+                end = self._control.load(_claim_offset(number, claim, CL.END))
                 claims.append(Claim(begin & ~CLAIM_HELD, end, bool(begin & CLAIM_HELD)))
         return claims
 
     def hold(self, number: int, begin: int, end: int) -> None:
         """Claim [begin, end) at once as held: the flusher, before it fills a hole."""
-        self._control.store(_claim_offset(number, 0, CL_END), end)
-        self._control.store(_claim_offset(number, 0, CL_BEGIN), begin | CLAIM_HELD)
+        self._control.store(_claim_offset(number, 0, CL.END), end)
+        self._control.store(_claim_offset(number, 0, CL.BEGIN), begin | CLAIM_HELD)
 
     def unhold(self, number: int) -> None:
-        self._control.store(_claim_offset(number, 0, CL_BEGIN), NO_LSN)
+        self._control.store(_claim_offset(number, 0, CL.BEGIN), NO_LSN)
 
     def dead(self, number: int) -> bool:
         """Whether the slot's owner died without giving it back; then only the flusher
@@ -197,7 +182,7 @@ class Participants:
 
         Used and unlocked is not enough (T4): between the two looks its owner may have
         given it back, and another have taken it."""
-        started = slot_offset(number, PT_STARTED_NS)
+        started = slot_offset(number, PT.STARTED_NS)
         before = self._control.load(started)
         unlocked = self.used(number) and not self.alive(number)
         return unlocked and self.used(number) and self._control.load(started) == before
@@ -207,8 +192,8 @@ class Participants:
         holds its lease and is about to be it."""
         for number in range(self.high):
             if self.dead(number):
-                committed = self._control.load(CB_COMMITTED_LSN)
-                self.retire(number, committed, self._control.load(CB_RESERVED_LSN))
+                committed = self._control.load(CB.COMMITTED_LSN)
+                self.retire(number, committed, self._control.load(CB.RESERVED_LSN))
 
     def retire(self, number: int, committed: int, reserved: int) -> bool:
         """Free a dead participant's slot if nothing it claimed is still open (T2); whether
@@ -221,22 +206,22 @@ class Participants:
                 return False  # its CAS may have worked: the hole, if any, is still ahead
         self._count_out(number)
         self._reset(number)
-        self._control.store(slot_offset(number, PT_STATE), SLOT_FREE)
+        self._control.store(slot_offset(number, PT.STATE), SLOT_FREE)
         return True
 
     def describe(self, number: int) -> Participant:
         control = self._control
         raw = b"".join(
-            control.load(slot_offset(number, PT_NAME + at)).to_bytes(8, "little")
-            for at in range(0, PT_NAME_BYTES, 8)
+            control.load(slot_offset(number, PT.NAME + at)).to_bytes(8, "little")
+            for at in range(0, PARTICIPANT_NAME_BYTES, 8)
         )
         records, payload_bytes, waits = self.counters(number)
         return Participant(
             number=number,
-            pid=control.load(slot_offset(number, PT_PID)),
-            role=control.load(slot_offset(number, PT_ROLE)),
+            pid=control.load(slot_offset(number, PT.PID)),
+            role=control.load(slot_offset(number, PT.ROLE)),
             name=ascii(raw.rstrip(b"\0").decode("utf-8", "replace"))[1:-1],
-            started_ns=control.load(slot_offset(number, PT_STARTED_NS)),
+            started_ns=control.load(slot_offset(number, PT.STARTED_NS)),
             alive=self.alive(number),
             records=records,
             payload_bytes=payload_bytes,
@@ -246,27 +231,27 @@ class Participants:
     def counters(self, number: int) -> tuple[int, int, int]:
         """(records, payload bytes, waits) of a slot's present owner."""
         load = self._control.load
-        records = sum(load(_claim_offset(number, claim, CL_RECORDS)) for claim in range(CLAIM_COUNT))
-        payload = sum(load(_claim_offset(number, claim, CL_PAYLOAD)) for claim in range(CLAIM_COUNT))
-        return records, payload, load(slot_offset(number, PT_WAITS))
+        records = sum(load(_claim_offset(number, claim, CL.RECORDS)) for claim in range(CLAIM_COUNT))
+        payload = sum(load(_claim_offset(number, claim, CL.PAYLOAD)) for claim in range(CLAIM_COUNT))
+        return records, payload, load(slot_offset(number, PT.WAITS))
 
     def totals(self) -> tuple[int, int, int]:
         """(records, payload bytes, waits) of all participants, those that have gone included."""
         load = self._control.load
-        total = [load(CB_RETIRED_RECORDS), load(CB_RETIRED_BYTES), load(CB_RETIRED_WAITS)]
+        total = [load(CB.RETIRED_RECORDS), load(CB.RETIRED_BYTES), load(CB.RETIRED_WAITS)]
         for number in range(self.high):
             if self.used(number):
                 total = [a + b for a, b in zip(total, self.counters(number), strict=True)]
         return total[0], total[1], total[2]
 
     def _count_out(self, number: int) -> None:
-        words = (CB_RETIRED_RECORDS, CB_RETIRED_BYTES, CB_RETIRED_WAITS)
+        words = (CB.RETIRED_RECORDS, CB.RETIRED_BYTES, CB.RETIRED_WAITS)
         for word, value in zip(words, self.counters(number), strict=True):
             self._control.add(word, value)
 
     def _reset(self, number: int) -> None:
-        self._control.store(slot_offset(number, PT_WAITS), 0)
+        self._control.store(slot_offset(number, PT.WAITS), 0)
         for claim in range(CLAIM_COUNT):
-            self._control.store(_claim_offset(number, claim, CL_BEGIN), NO_LSN)
-            for word in (CL_END, CL_RECORDS, CL_PAYLOAD):
+            self._control.store(_claim_offset(number, claim, CL.BEGIN), NO_LSN)
+            for word in (CL.END, CL.RECORDS, CL.PAYLOAD):
                 self._control.store(_claim_offset(number, claim, word), 0)

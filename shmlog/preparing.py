@@ -23,14 +23,7 @@ from collections.abc import Callable
 from shmlog import files
 from shmlog.control import ControlBlock
 from shmlog.geometry import LSN_MAX, PAGE_BYTES, Geometry
-from shmlog.layout import (
-    CB_FULL_ERRNO,
-    CB_LIMIT_LSN,
-    CB_PREPARE_TRIES,
-    CB_PREPARED_LSN,
-    CB_ROLLS,
-    CB_WANTED_LIMIT,
-)
+from shmlog.layout import CB
 from shmlog.live import Live, LiveSegments
 from shmlog.segment import Mark
 
@@ -73,19 +66,19 @@ class Preparer:
 
     def ask(self, reserved: int) -> None:
         """Told by the commit loop where the tail is."""
-        if self._goal(reserved) > self._native.load(CB_PREPARED_LSN):
+        if self._goal(reserved) > self._native.load(CB.PREPARED_LSN):
             self._wanted.set()
 
     def _goal(self, reserved: int) -> int:
         """How far should be prepared: some pieces ahead, or as far as a writer waits for."""
-        wanted = min(self._native.load(CB_WANTED_LIMIT), reserved + self._geometry.window_bytes)
+        wanted = min(self._native.load(CB.WANTED_LIMIT), reserved + self._geometry.window_bytes)
         return max(reserved + self._ahead_pieces * self._geometry.piece_bytes - 1, wanted)
 
     def loop(self, stop: threading.Event) -> None:
         native, control = self._native, self._control
         ready_at = wanted_at = 0.0  # when enough was ready; the same, once more was wanted
         while not stop.is_set() and not control.failed:
-            prepared = native.load(CB_PREPARED_LSN)
+            prepared = native.load(CB.PREPARED_LSN)
             if self._goal(control.reserved_lsn) <= prepared:
                 if not self._wanted.wait(QUIET_S if self._zeros else NAP_S):
                     self._sync_zeros()
@@ -106,10 +99,10 @@ class Preparer:
                 self._report(error, prepared, end)
                 stop.wait(RETRY_S)
                 continue
-            native.store(CB_FULL_ERRNO, 0)
-            native.store(CB_PREPARED_LSN, end)
+            native.store(CB.FULL_ERRNO, 0)
+            native.store(CB.PREPARED_LSN, end)
             control.step()
-            native.wake(CB_LIMIT_LSN)
+            native.wake(CB.LIMIT_LSN)
             ready_at = time.monotonic()
 
     def next_loop(self, stop: threading.Event) -> None:
@@ -126,7 +119,7 @@ class Preparer:
     def _make(self, lsn: int) -> Live:
         live, made = self._live.get_or_create(lsn, self._newest_mark())
         if made:
-            self._native.add(CB_ROLLS, 1)
+            self._native.add(CB.ROLLS, 1)
         return live
 
     def _prepare(self, begin: int, end: int) -> None:
@@ -152,10 +145,10 @@ class Preparer:
 
     def _report(self, error: OSError, begin: int, end: int) -> None:
         """Let waiting writers see why there is no room."""
-        if self._native.load(CB_FULL_ERRNO) != error.errno:
+        if self._native.load(CB.FULL_ERRNO) != error.errno:
             log.error("cannot prepare [%d, %d): %s", begin, end, error)
-        self._native.store(CB_FULL_ERRNO, error.errno or errno.EIO)
-        self._native.add(CB_PREPARE_TRIES, 1)
+        self._native.store(CB.FULL_ERRNO, error.errno or errno.EIO)
+        self._native.add(CB.PREPARE_TRIES, 1)
 
     def _sync_zeros(self) -> None:
         for first in self._zeros:

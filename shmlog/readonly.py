@@ -33,7 +33,7 @@ from shmlog.directory import Directory
 from shmlog.errors import AttachError, ClosedError, CorruptionError, FormatError, ShmlogError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
 from shmlog.geometry import PARTICIPANT_COUNT
-from shmlog.layout import CB_CREATED_NS, CB_DURABLE_LSN, SEGMENT_HEADER_BYTES
+from shmlog.layout import CB, SEGMENT_HEADER_BYTES
 from shmlog.reader import Reader, Reading, Record
 from shmlog.recovery import Recovery
 from shmlog.segments import list_segments, segment_path
@@ -108,7 +108,7 @@ class ReadonlyLog(Reading):
                 if seen is None or self._stamp() == stamp:
                     return self._turn_to(_Dead(found, stamp), found.holes)
                 return seen
-        created_ns = view.load(CB_CREATED_NS)
+        created_ns = view.load(CB.CREATED_NS)
         if isinstance(seen, _Live) and seen.created_ns == created_ns:
             return seen
         return self._turn_to(_Live(view, created_ns), ())
@@ -204,7 +204,7 @@ class ReadonlyLog(Reading):
     def durable_lsn(self) -> int:
         """Every record below it survives power loss."""
         now = self._now()
-        return now.block.load(CB_DURABLE_LSN) if isinstance(now, _Live) else now.recovery.vouched_lsn
+        return now.block.load(CB.DURABLE_LSN) if isinstance(now, _Live) else now.recovery.vouched_lsn
 
     def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
         """As Log.tail(), but looks every few milliseconds: a reader without a participant

@@ -26,7 +26,7 @@ from shmlog.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.files import LEASE_BYTE, SETUP_BYTE, LockFile
 from shmlog.flusher import Flusher
-from shmlog.layout import CB_FLUSHER_PID, CB_GENERATION, CB_STARTING_NS, ROLE_FLUSHER, ROLE_SIDECAR
+from shmlog.layout import CB, ROLE_FLUSHER, ROLE_SIDECAR
 
 LOG_BYTES_MAX = 1 << 20
 LEASE_PATIENCE_S = 0.5
@@ -102,9 +102,9 @@ def _serve(
             raise
         return 0  # whoever started this one has gone, and another flusher finished the log
     native = joined.control.native
-    generation = native.add(CB_GENERATION, 1) + 1
-    native.store(CB_FLUSHER_PID, os.getpid())
-    native.store(CB_STARTING_NS, 0)  # should this one die, the next may start at once
+    generation = native.add(CB.GENERATION, 1) + 1
+    native.store(CB.FLUSHER_PID, os.getpid())
+    native.store(CB.STARTING_NS, 0)  # should this one die, the next may start at once
     flusher = Flusher(
         where, joined.control, joined.participants, joined.number, joined.boot_id, mode, sync_interval, linger
     )

@@ -10,15 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shmlog.control import ControlBlock
-from shmlog.layout import (
-    CB_COMMITS,
-    CB_FILL_BYTES,
-    CB_FILL_COUNT,
-    CB_FLUSHER_PID,
-    CB_GENERATION,
-    CB_SYNC_NS,
-    CB_SYNCS,
-)
+from shmlog.layout import CB
 from shmlog.participants import Participant, Participants
 
 
@@ -62,13 +54,13 @@ def gather(block: ControlBlock, table: Participants, flusher_runs: bool) -> Stat
         records=records,
         payload_bytes=payload_bytes,
         waits=waits,
-        commits=block.load(CB_COMMITS),
-        syncs=block.load(CB_SYNCS),
-        sync_seconds=block.load(CB_SYNC_NS) / 1e9,
-        holes_filled=block.load(CB_FILL_COUNT),
-        hole_bytes=block.load(CB_FILL_BYTES),
-        flushers=block.load(CB_GENERATION),
-        flusher_pid=block.load(CB_FLUSHER_PID) if flusher_runs else None,
+        commits=block.load(CB.COMMITS),
+        syncs=block.load(CB.SYNCS),
+        sync_seconds=block.load(CB.SYNC_NS) / 1e9,
+        holes_filled=block.load(CB.FILL_COUNT),
+        hole_bytes=block.load(CB.FILL_BYTES),
+        flushers=block.load(CB.GENERATION),
+        flusher_pid=block.load(CB.FLUSHER_PID) if flusher_runs else None,
         participants=tuple(table.describe(number) for number in range(table.high) if table.used(number)),
         failed=str(block.failure()) if block.failed else None,
     )

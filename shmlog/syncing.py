@@ -28,19 +28,7 @@ import time
 from shmlog import files, segment
 from shmlog.control import ControlBlock
 from shmlog.geometry import Geometry
-from shmlog.layout import (
-    CB_EPOCH,
-    CB_INTENT_LSN,
-    CB_REMOVED_LSN,
-    CB_SYNC_SLEEP,
-    CB_TRIMMED_LSN,
-    CB_WANTED_DURABLE,
-    CB_WANTED_TRIMMED,
-    MARK_OFFSETS,
-    NO_LSN,
-    SLEEP_AWAKE,
-    SLEEP_IDLE,
-)
+from shmlog.layout import CB, MARK_OFFSETS, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
 from shmlog.live import LiveSegments
 
 SPIN_NS = 50_000
@@ -71,7 +59,7 @@ class Syncer:
         self._suspect_lsn = 0
         newest = live.newest_mark()
         self.mark = segment.Mark(
-            epoch=control.load(CB_EPOCH),
+            epoch=control.load(CB.EPOCH),
             durable_lsn=min(newest.durable_lsn, control.durable_lsn) if newest else 0,
             sequence=newest.sequence if newest else 0,  # the next one goes over the older copy
             trimmed_lsn=control.trimmed_lsn,
@@ -83,7 +71,7 @@ class Syncer:
         durable, reserved, intent = (
             self._control.durable_lsn,
             self._control.reserved_lsn,
-            self._native.load(CB_INTENT_LSN),
+            self._native.load(CB.INTENT_LSN),
         )
         self._suspect_lsn = reserved
         if intent != NO_LSN:
@@ -101,10 +89,10 @@ class Syncer:
         last_sync = changed_at = time.monotonic()
         patience_s = PATIENCE_S[0]
         while not stop.is_set() and not control.failed:
-            if native.load(CB_WANTED_TRIMMED) > control.trimmed_lsn:
-                self.trim(native.load(CB_WANTED_TRIMMED))
+            if native.load(CB.WANTED_TRIMMED) > control.trimmed_lsn:
+                self.trim(native.load(CB.WANTED_TRIMMED))
             committed, durable = control.committed_lsn, control.durable_lsn
-            wanted = native.load(CB_WANTED_DURABLE)
+            wanted = native.load(CB.WANTED_DURABLE)
             if wanted > durable:
                 committed = control.step()[0]
             now = time.monotonic()
@@ -114,7 +102,7 @@ class Syncer:
                 last_sync = changed_at = time.monotonic()
                 patience_s = PATIENCE_S[0]
                 if wanted > durable:  # who waited is likely to come again
-                    native.spin(CB_WANTED_DURABLE, committed + 1, SPIN_NS)
+                    native.spin(CB.WANTED_DURABLE, committed + 1, SPIN_NS)
                 continue
             timeout_s = NAP_S
             if wanted > durable:
@@ -132,15 +120,15 @@ class Syncer:
         """Sleep on the sync bell unless something changed since it was looked at (WANTED)."""
         native = self._native
         self._sleeps_long = committed == durable
-        native.store(CB_SYNC_SLEEP, SLEEP_IDLE)
+        native.store(CB.SYNC_SLEEP, SLEEP_IDLE)
         nothing_new = (
-            native.load(CB_WANTED_DURABLE) == wanted
-            and native.load(CB_WANTED_TRIMMED) <= self._control.trimmed_lsn
+            native.load(CB.WANTED_DURABLE) == wanted
+            and native.load(CB.WANTED_TRIMMED) <= self._control.trimmed_lsn
             and (not self._sleeps_long or self._control.committed_lsn == committed)
         )
         if nothing_new:
             self._control.sync_bell.wait(timeout_s)
-        native.store(CB_SYNC_SLEEP, SLEEP_AWAKE)
+        native.store(CB.SYNC_SLEEP, SLEEP_AWAKE)
         self._sleeps_long = False
 
     def sync(self, target: int) -> None:
@@ -207,24 +195,24 @@ class Syncer:
         control = self._control
         target = self._geometry.segment_begin(min(before, max(0, control.durable_lsn - 1)))
         if target > control.trimmed_lsn:
-            self._native.store(CB_TRIMMED_LSN, target)
+            self._native.store(CB.TRIMMED_LSN, target)
         self.finish_trim()
         if control.failed:
             return
         # what cannot be trimmed, the segment of `before` itself, is not asked for again
-        self._native.compare_exchange(CB_WANTED_TRIMMED, before, control.trimmed_lsn)
+        self._native.compare_exchange(CB.WANTED_TRIMMED, before, control.trimmed_lsn)
 
     def finish_trim(self) -> None:
         """Remove the files below trimmed_lsn, perhaps for a flusher that died before it did."""
         control = self._control
         target = control.trimmed_lsn
-        if target > control.load(CB_REMOVED_LSN):
+        if target > control.load(CB.REMOVED_LSN):
             self.sync_mark(clean=False)
             if control.failed:
                 return
             log.info("trimmed up to LSN %d: %d files removed", target, self._live.remove_below(target))
-            self._native.store(CB_REMOVED_LSN, target)
-            self._native.wake(CB_REMOVED_LSN)
+            self._native.store(CB.REMOVED_LSN, target)
+            self._native.wake(CB.REMOVED_LSN)
 
     def fail(self, error: int) -> None:
         """Latch a failed sync for every process (S1)."""

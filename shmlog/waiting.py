@@ -23,19 +23,7 @@ from typing import Any, Final
 from shmlog._native import WAIT_FAILED, WAIT_REACHED, WAIT_RING
 from shmlog.control import ControlBlock
 from shmlog.errors import ClosedError
-from shmlog.layout import (
-    CB_COMMIT_SLEEP,
-    CB_COMMITTED_LSN,
-    CB_DURABLE_LSN,
-    CB_LIMIT_LSN,
-    CB_REMOVED_LSN,
-    CB_SYNC_SLEEP,
-    CB_WANTED_COMMITTED,
-    CB_WANTED_DURABLE,
-    CB_WANTED_LIMIT,
-    CB_WANTED_TRIMMED,
-    PT_WAITS,
-)
+from shmlog.layout import CB, PT
 from shmlog.participants import slot_offset
 
 SLICE_S: Final = 0.05
@@ -54,10 +42,10 @@ class Kind:
     spin_ns: int
 
 
-COMMITTED: Final = Kind("committed", CB_COMMITTED_LSN, CB_WANTED_COMMITTED, CB_COMMIT_SLEEP, SPIN_NS // 4)
-DURABLE: Final = Kind("durable", CB_DURABLE_LSN, CB_WANTED_DURABLE, CB_SYNC_SLEEP, SPIN_NS)
-REMOVED: Final = Kind("removed", CB_REMOVED_LSN, CB_WANTED_TRIMMED, CB_SYNC_SLEEP, 0)
-ROOM: Final = Kind("room", CB_LIMIT_LSN, CB_WANTED_LIMIT, CB_COMMIT_SLEEP, 0)
+COMMITTED: Final = Kind("committed", CB.COMMITTED_LSN, CB.WANTED_COMMITTED, CB.COMMIT_SLEEP, SPIN_NS // 4)
+DURABLE: Final = Kind("durable", CB.DURABLE_LSN, CB.WANTED_DURABLE, CB.SYNC_SLEEP, SPIN_NS)
+REMOVED: Final = Kind("removed", CB.REMOVED_LSN, CB.WANTED_TRIMMED, CB.SYNC_SLEEP, 0)
+ROOM: Final = Kind("room", CB.LIMIT_LSN, CB.WANTED_LIMIT, CB.COMMIT_SLEEP, 0)
 
 
 def deadline_after(timeout_s: float) -> float:
@@ -84,7 +72,7 @@ class Waiting:
 
     def __init__(self, control: ControlBlock, number: int, ensure_flusher: Callable[[], None]) -> None:
         self._control = control
-        self._waits = slot_offset(number, PT_WAITS)
+        self._waits = slot_offset(number, PT.WAITS)
         self._ensure_flusher = ensure_flusher
         self._closed = False
 
@@ -95,7 +83,7 @@ class Waiting:
         asked every slice, says so.  Raises LogFailedError, and ClosedError within a slice
         of close()."""
         control = self._control
-        bell = control.sync_bell if kind.sleep_word == CB_SYNC_SLEEP else control.commit_bell
+        bell = control.sync_bell if kind.sleep_word == CB.SYNC_SLEEP else control.commit_bell
         control.native.add(self._waits, 1)
         spin_ns = kind.spin_ns
         ring = True

@@ -20,7 +20,7 @@ from shmlog import _native
 from shmlog.control import ControlBlock
 from shmlog.directory import Directory
 from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError
-from shmlog.layout import CB_FULL_ERRNO, CB_PREPARE_TRIES
+from shmlog.layout import CB
 from shmlog.participants import Participants
 from shmlog.segments import map_segment
 from shmlog.waiting import DURABLE, ROOM, Waiting, check_timeout
@@ -131,10 +131,10 @@ class Writer(_native.Writer):
 
     def _wait_for_room(self, end: int, deadline: float) -> None:
         control = self._control
-        tries = control.load(CB_PREPARE_TRIES)
+        tries = control.load(CB.PREPARE_TRIES)
 
         def disk_is_full() -> bool:  # and was tried anew since we asked
-            return bool(control.load(CB_FULL_ERRNO)) and control.load(CB_PREPARE_TRIES) > tries + 1
+            return bool(control.load(CB.FULL_ERRNO)) and control.load(CB.PREPARE_TRIES) > tries + 1
 
         if not self._waiting.until(ROOM, end, deadline, disk_is_full):
             raise LogFullError(self._why_full(end))
@@ -142,7 +142,7 @@ class Writer(_native.Writer):
     def _why_full(self, end: int) -> str:
         """Name what holds the room back."""
         control = self._control
-        errno = control.load(CB_FULL_ERRNO)
+        errno = control.load(CB.FULL_ERRNO)
         if errno:
             return f"no room for [.., {end}): the flusher cannot prepare more: {os.strerror(errno)}"
         committed, limit = control.committed_lsn, control.limit_lsn

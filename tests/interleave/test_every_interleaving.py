@@ -119,7 +119,7 @@ CLAIM_KEPT_WHILE_WAITING = (
     Mutation(
         "append.h",
         """            SHMLOG_STEP("refused");
-            atomic_store_explicit(word_at(t->claim, CL_BEGIN), NO_LSN, memory_order_release); /* A2 */
+            atomic_store_explicit(word_at(t->claim, CL.BEGIN), NO_LSN, memory_order_release); /* A2 */
 """,
         """            SHMLOG_STEP("refused");
 """,
@@ -139,20 +139,20 @@ CLAIMED_AFTER_RESERVING = (
     Mutation(
         "append.h",
         """        SHMLOG_STEP("claim begin");
-        atomic_store_explicit(word_at(t->claim, CL_BEGIN), pos, memory_order_release);
+        atomic_store_explicit(word_at(t->claim, CL.BEGIN), pos, memory_order_release);
 """,
         "",
     ),
 )
 PASSED_BY_ANOTHER_THREAD = (
-    Mutation("holes.py", "if next_set == g or control.load(CB_COMMITTED_LSN) != g:", "if next_set == g:"),
+    Mutation("holes.py", "if next_set == g or control.load(CB.COMMITTED_LSN) != g:", "if next_set == g:"),
 )
 COMMITTED_BEFORE_BITS = (
     Mutation(
         "holes.py",
         """    next_set = control.scan(g, tail, True)
-    if next_set == g or control.load(CB_COMMITTED_LSN) != g:""",
-        """    committed = control.load(CB_COMMITTED_LSN)
+    if next_set == g or control.load(CB.COMMITTED_LSN) != g:""",
+        """    committed = control.load(CB.COMMITTED_LSN)
     next_set = control.scan(g, tail, True)
     if next_set == g or committed != g:""",
     ),

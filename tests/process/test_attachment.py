@@ -28,7 +28,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.layout import CB_BOOT_ID, CB_SIGNATURE
+from shmlog.layout import CB
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -100,7 +100,7 @@ def test_a_wrong_block_is_refused_while_somebody_lives(log_path: Path, fault: st
         name.rename(name.with_suffix(".hidden"))
         try:
             bad = bytearray(good)
-            offset = {"signature": CB_SIGNATURE, "boot": CB_BOOT_ID, "magic": 0}.get(fault)
+            offset = {"signature": CB.SIGNATURE, "boot": CB.BOOT_ID, "magic": 0}.get(fault)
             if offset is not None:
                 bad[offset] ^= 1
             name.write_bytes(bad[:-64] if fault == "size" else bad)
@@ -132,7 +132,7 @@ def test_a_wrong_block_that_nobody_uses_is_replaced_from_the_files(log_path: Pat
     elif fault == "zeros":
         bad = bytearray(len(bad))
     else:
-        bad[CB_SIGNATURE if fault == "signature" else CB_BOOT_ID] ^= 1
+        bad[CB.SIGNATURE if fault == "signature" else CB.BOOT_ID] ^= 1
     name.write_bytes(bad)
     with shmlog.open(log_path) as log:
         assert log.recovery is not None and log.recovery.end_lsn == log.reserved_lsn

@@ -10,7 +10,7 @@ import pytest
 from support.processes import SEGMENT_BYTES, flusher_of
 
 import shmlog
-from shmlog.layout import CB_TRIMMED_LSN
+from shmlog.layout import CB
 
 SMALL = 64 << 10
 
@@ -84,7 +84,7 @@ def test_a_trim_that_a_dead_flusher_began_is_finished_by_the_next(log_path: Path
             flusher.kill()
             flusher.wait()
         target = 2 * SEGMENT_BYTES
-        log._joined.control.native.store(CB_TRIMMED_LSN, target)  # and then it died
+        log._joined.control.native.store(CB.TRIMMED_LSN, target)  # and then it died
         with flusher_of(log_path) as sidecar:
             assert log.trim(target, timeout=10) == target
             assert min(path.name for path in (log_path / "segments").iterdir()) == f"{target:020d}.seg"

@@ -37,27 +37,7 @@ from crc32c import crc32c
 from greenlet import getcurrent, greenlet
 
 from shmlog.geometry import Geometry
-from shmlog.layout import (
-    CB_CLEARED_LSN,
-    CB_COMMITTED_LSN,
-    CB_HEADER_BYTES,
-    CB_LIMIT_LSN,
-    CB_PARTICIPANT_HIGH,
-    CB_PREPARED_LSN,
-    CB_RESERVED_LSN,
-    CB_STATE,
-    CL_BEGIN,
-    CL_BYTES,
-    CL_END,
-    CLAIM_COUNT,
-    GRANULE_BYTES,
-    NO_LSN,
-    PT_BYTES,
-    PT_CLAIMS,
-    PT_STATE,
-    SLOT_USED,
-    STATE_RUNNING,
-)
+from shmlog.layout import CB, CL, CLAIM_COUNT, GRANULE_BYTES, NO_LSN, PT, SLOT_USED, STATE_RUNNING
 from shmlog.participants import slot_offset
 from support.steps import Mutation, load, load_python
 
@@ -96,7 +76,7 @@ class Shape:
 
 
 def claim_word(participant: int, word: int) -> int:
-    return slot_offset(participant, PT_CLAIMS + word)
+    return slot_offset(participant, PT.CLAIMS + word)
 
 
 @dataclass(eq=False)
@@ -127,13 +107,13 @@ class SteppedControl:
         self._world = world
         self._native = world.control
         writers = range(len(world.shape.sizes))
-        self._begins = {claim_word(n, CL_BEGIN) for n in writers}
+        self._begins = {claim_word(n, CL.BEGIN) for n in writers}
         self._noted = self._begins | {
-            CB_RESERVED_LSN,
-            CB_COMMITTED_LSN,
+            CB.RESERVED_LSN,
+            CB.COMMITTED_LSN,
         }  # an end: only a dead owner's is used
-        self._moving = {CB_COMMITTED_LSN} if world.shape.two_commit else set()
-        self._seen_by_others = {claim_word(n, CL_BEGIN) for n in range(world.slots)}
+        self._moving = {CB.COMMITTED_LSN} if world.shape.two_commit else set()
+        self._seen_by_others = {claim_word(n, CL.BEGIN) for n in range(world.slots)}
 
     def load(self, word: int) -> int:
         if word in self._begins and not self._world.retiring:
@@ -177,14 +157,14 @@ class World:
         self.slots = self.writers + 1 + shape.deaths
         self.begin = shape.begin * GRANULE_BYTES
         self.window_bytes = shape.window * GRANULE_BYTES
-        bitmap_at = CB_HEADER_BYTES + self.slots * PT_BYTES
+        bitmap_at = CB.HEADER_BYTES + self.slots * PT.BYTES
         self._block = mmap.mmap(-1, bitmap_at + max(64, shape.window // 8))
         self.words = memoryview(self._block).cast("Q")
         self._clean = self._clean_block()
         self.control = native.Control(self._block, self.window_bytes, self.slots)
-        watched = [CB_RESERVED_LSN, CB_LIMIT_LSN, CB_COMMITTED_LSN, CB_CLEARED_LSN]
-        watched += [claim_word(n, word) for n in range(self.slots) for word in (CL_BEGIN, CL_END)]
-        watched += [slot_offset(n, PT_STATE) for n in range(self.writers)]
+        watched = [CB.RESERVED_LSN, CB.LIMIT_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN]
+        watched += [claim_word(n, word) for n in range(self.slots) for word in (CL.BEGIN, CL.END)]
+        watched += [slot_offset(n, PT.STATE) for n in range(self.writers)]
         watched += range(bitmap_at, bitmap_at + shape.window // 8, 8)
         self._watched = [word // 8 for word in watched]
         self._map()
@@ -255,20 +235,20 @@ class World:
             self.flusher.append(Actor(number, self._commit, "look"))
         self.actors += self.flusher
         self.committing = False
-        self.words[CB_PARTICIPANT_HIGH // 8] = number + 1
+        self.words[CB.PARTICIPANT_HIGH // 8] = number + 1
 
     def _clean_block(self) -> bytes:
         words = self.words
-        for word in (CB_RESERVED_LSN, CB_COMMITTED_LSN, CB_CLEARED_LSN):
+        for word in (CB.RESERVED_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN):
             words[word // 8] = self.begin
-        words[CB_LIMIT_LSN // 8] = self.begin + self.window_bytes
-        words[CB_PREPARED_LSN // 8] = self.begin + (1 << 30)
-        words[CB_STATE // 8] = STATE_RUNNING
-        words[CB_PARTICIPANT_HIGH // 8] = self.writers + 1
+        words[CB.LIMIT_LSN // 8] = self.begin + self.window_bytes
+        words[CB.PREPARED_LSN // 8] = self.begin + (1 << 30)
+        words[CB.STATE // 8] = STATE_RUNNING
+        words[CB.PARTICIPANT_HIGH // 8] = self.writers + 1
         for participant in range(self.slots):
             for claim in range(CLAIM_COUNT):
-                words[claim_word(participant, claim * CL_BYTES + CL_BEGIN) // 8] = NO_LSN
-            words[slot_offset(participant, PT_STATE) // 8] = SLOT_USED
+                words[claim_word(participant, claim * CL.BYTES + CL.BEGIN) // 8] = NO_LSN
+            words[slot_offset(participant, PT.STATE) // 8] = SLOT_USED
         return bytes(self._block)
 
     def end_run(self) -> None:
@@ -281,7 +261,7 @@ class World:
     def choices(self) -> list[int]:
         """What may happen next: 2 n, actor n goes on; 2 n + 1, it dies."""
         found = []
-        limit = self.words[CB_LIMIT_LSN // 8]
+        limit = self.words[CB.LIMIT_LSN // 8]
         for n, actor in enumerate(self.actors):
             if actor.alive and not actor.finished:
                 if actor.wants <= limit and not (self.committing and actor.label == "lock"):
@@ -353,12 +333,12 @@ class World:
             return False
         if actor in self.flusher:
             if label == "commit":  # what the scan has just found is in a register
-                committed, reserved = self.words[CB_COMMITTED_LSN // 8], actor.seen[0]
+                committed, reserved = self.words[CB.COMMITTED_LSN // 8], actor.seen[0]
                 actor.seen.append(self.control.scan(committed, reserved, False))
             else:
                 actor.seen.append(label)
         elif label in ("claim begin", "refused"):  # reserved_lsn has just been loaded
-            actor.seen = [self.words[CB_RESERVED_LSN // 8]]
+            actor.seen = [self.words[CB.RESERVED_LSN // 8]]
         else:
             actor.seen.append(label)
         if label == "unclaim":
@@ -369,7 +349,7 @@ class World:
     def _note_published(self, actor: Actor) -> None:
         if actor.body == self._write:
             size = self.shape.sizes[actor.number][actor.record] * GRANULE_BYTES
-            lsn = self.words[claim_word(actor.number, CL_END) // 8] - size
+            lsn = self.words[claim_word(actor.number, CL.END) // 8] - size
             self.published |= {(actor.number, actor.record, lsn)}
 
     def wait_for_room(self, lsn: int) -> None:
@@ -398,7 +378,7 @@ class World:
         words = self.words
         while True:
             self._retire(table)
-            before = words[CB_COMMITTED_LSN // 8], words[CB_LIMIT_LSN // 8]
+            before = words[CB.COMMITTED_LSN // 8], words[CB.LIMIT_LSN // 8]
             committed, reserved, _, limit = self._commit_step(actor)
             if committed < reserved and before == (committed, limit):
                 actor.seen = []
@@ -423,7 +403,7 @@ class World:
         while self.committing:
             self.pause("lock")
         self.committing = True
-        actor.seen = [self.words[CB_RESERVED_LSN // 8]]
+        actor.seen = [self.words[CB.RESERVED_LSN // 8]]
         found: tuple[int, int, int, int] = self.control.commit_step()
         self.committing = False
         return found
@@ -434,7 +414,7 @@ class World:
         for number in range(self.writers):
             if not self.actors[number].alive and table.used(number):
                 self.current.seen = ["retire", number]
-                table.retire(number, self.words[CB_COMMITTED_LSN // 8], self.words[CB_RESERVED_LSN // 8])
+                table.retire(number, self.words[CB.COMMITTED_LSN // 8], self.words[CB.RESERVED_LSN // 8])
         self.retiring = False
 
     def _fill_memory(self, lsn: int) -> memoryview:
@@ -460,14 +440,14 @@ class World:
     def ended_well(self) -> bool:
         words = self.words
         return (
-            words[CB_COMMITTED_LSN // 8] == words[CB_RESERVED_LSN // 8]
+            words[CB.COMMITTED_LSN // 8] == words[CB.RESERVED_LSN // 8]
             and all(thread.label == "look" for thread in self.flusher)
             and all(not actor.alive or actor.finished for actor in self.actors[: self.writers])
         )
 
     def wrong(self) -> str | None:
         """E1 and E2 in the present state."""
-        committed = self.words[CB_COMMITTED_LSN // 8]
+        committed = self.words[CB.COMMITTED_LSN // 8]
         what = (self._memory_state, committed, self.published)
         if what in self._checked:
             return None

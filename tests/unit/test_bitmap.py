@@ -10,25 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shmlog import _native
-from shmlog.layout import (
-    CB_CLEARED_LSN,
-    CB_COMMITTED_LSN,
-    CB_HEADER_BYTES,
-    CB_LIMIT_LSN,
-    CB_PREPARED_LSN,
-    CB_RESERVED_LSN,
-    CB_STATE,
-    PT_BYTES,
-    STATE_FAILED,
-    STATE_RUNNING,
-)
+from shmlog.layout import CB, PT, STATE_FAILED, STATE_RUNNING
 
 GRANULES = 256
 WINDOW = GRANULES * 32
 
 
 def control() -> tuple[_native.Control, mmap.mmap]:
-    block = mmap.mmap(-1, CB_HEADER_BYTES + PT_BYTES + GRANULES // 8)
+    block = mmap.mmap(-1, CB.HEADER_BYTES + PT.BYTES + GRANULES // 8)
     return _native.Control(block, WINDOW, 1), block
 
 
@@ -38,10 +27,10 @@ class Bitmap(RuleBasedStateMachine):
     @initialize(begin=st.integers(0, 3 * GRANULES))
     def make(self, begin: int) -> None:
         self.control, self.block = control()
-        for word in (CB_RESERVED_LSN, CB_COMMITTED_LSN, CB_CLEARED_LSN, CB_LIMIT_LSN):
+        for word in (CB.RESERVED_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN, CB.LIMIT_LSN):
             self.control.store(word, begin * 32)
-        self.control.store(CB_PREPARED_LSN, 1 << 40)
-        self.control.store(CB_STATE, STATE_RUNNING)
+        self.control.store(CB.PREPARED_LSN, 1 << 40)
+        self.control.store(CB.STATE, STATE_RUNNING)
         self.committed = self.tail = begin
         self.limit = begin
         self.open: list[tuple[int, int]] = []
@@ -52,7 +41,7 @@ class Bitmap(RuleBasedStateMachine):
         if self.tail + size <= self.limit:
             self.open.append((self.tail, self.tail + size))
             self.tail += size
-            self.control.store(CB_RESERVED_LSN, self.tail * 32)
+            self.control.store(CB.RESERVED_LSN, self.tail * 32)
 
     @rule(which=st.integers(0, 100))
     def publish(self, which: int) -> None:
@@ -68,9 +57,9 @@ class Bitmap(RuleBasedStateMachine):
         self.limit = self.committed + GRANULES
         expected = (self.committed * 32, self.tail * 32, self.committed * 32, self.limit * 32)
         assert self.control.commit_step() == expected
-        for word, value in zip((CB_COMMITTED_LSN, CB_RESERVED_LSN, CB_CLEARED_LSN), expected, strict=False):
+        for word, value in zip((CB.COMMITTED_LSN, CB.RESERVED_LSN, CB.CLEARED_LSN), expected, strict=False):
             assert self.control.load(word) == value
-        assert self.control.load(CB_LIMIT_LSN) == expected[3]
+        assert self.control.load(CB.LIMIT_LSN) == expected[3]
 
     @rule(ahead=st.integers(0, GRANULES), length=st.integers(0, GRANULES))
     def scan(self, ahead: int, length: int) -> None:
@@ -86,7 +75,7 @@ class Bitmap(RuleBasedStateMachine):
     @invariant()
     def the_words_hold_the_live_bits_and_no_others(self) -> None:
         live = {granule % GRANULES for granule in self.published if granule >= self.committed}
-        uncommitted = int.from_bytes(self.block[CB_HEADER_BYTES + PT_BYTES :], "little")
+        uncommitted = int.from_bytes(self.block[CB.HEADER_BYTES + PT.BYTES :], "little")
         assert {bit for bit in range(GRANULES) if uncommitted >> bit & 1} == live
 
 
@@ -98,7 +87,7 @@ test_the_bitmap_agrees_with_a_set_of_granules = Bitmap.TestCase
 def test_publishing_sets_the_bits_of_the_range_alone(first: int, size: int) -> None:
     it, block = control()
     it.publish(first * 32, (first + size) * 32)
-    bits = int.from_bytes(block[CB_HEADER_BYTES + PT_BYTES :], "little")
+    bits = int.from_bytes(block[CB.HEADER_BYTES + PT.BYTES :], "little")
     assert {bit for bit in range(GRANULES) if bits >> bit & 1} == {
         g % GRANULES for g in range(first, first + size)
     }
@@ -107,27 +96,27 @@ def test_publishing_sets_the_bits_of_the_range_alone(first: int, size: int) -> N
 def test_clearing_that_a_dead_flusher_left_is_finished_first() -> None:
     it, block = control()
     it.publish(0, 70 * 32)
-    it.store(CB_RESERVED_LSN, 70 * 32)
-    it.store(CB_COMMITTED_LSN, 70 * 32)
-    it.store(CB_PREPARED_LSN, 1 << 40)
-    it.store(CB_STATE, STATE_RUNNING)
+    it.store(CB.RESERVED_LSN, 70 * 32)
+    it.store(CB.COMMITTED_LSN, 70 * 32)
+    it.store(CB.PREPARED_LSN, 1 << 40)
+    it.store(CB.STATE, STATE_RUNNING)
     assert it.commit_step() == (70 * 32, 70 * 32, 70 * 32, 70 * 32 + WINDOW)
-    assert not any(block[CB_HEADER_BYTES + PT_BYTES :])
+    assert not any(block[CB.HEADER_BYTES + PT.BYTES :])
 
 
 def test_the_limit_stays_below_what_is_prepared() -> None:
     it, _ = control()
-    it.store(CB_STATE, STATE_RUNNING)
-    it.store(CB_PREPARED_LSN, 96)
+    it.store(CB.STATE, STATE_RUNNING)
+    it.store(CB.PREPARED_LSN, 96)
     assert it.commit_step()[3] == 96
 
 
 def test_a_failed_log_lets_nothing_be_reserved() -> None:
     it, _ = control()
-    it.store(CB_PREPARED_LSN, 1 << 40)
-    it.store(CB_STATE, STATE_RUNNING)
+    it.store(CB.PREPARED_LSN, 1 << 40)
+    it.store(CB.STATE, STATE_RUNNING)
     assert it.commit_step()[3] == WINDOW
-    it.store(CB_STATE, STATE_FAILED)
+    it.store(CB.STATE, STATE_FAILED)
     assert it.commit_step()[3] == 0
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmlog import _native
-from shmlog.layout import CB_LIMIT_LSN, PROBLEMS
+from shmlog.layout import CB, PROBLEMS
 
 SEED = 0x1234
 BASE = 1 << 20
@@ -201,7 +201,7 @@ def test_an_append_over_old_bytes_zeroes_the_padding() -> None:
     memory = memoryview(mapping)
     memory[:] = b"\xff" * len(memory)
     control = _native.Control(mmap.mmap(-1, 4096 + 512 + 4096), 65536, 1)
-    control.store(CB_LIMIT_LSN, 65536)
+    control.store(CB.LIMIT_LSN, 65536)
     writer = _native.Writer(SEED, 65536, 65536)
     writer._attach(control, 0)
     writer._map(0, mapping)

@@ -11,7 +11,7 @@ from shmlog import _native
 from shmlog.files import LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
 from shmlog.holes import Hole, find_hole
-from shmlog.layout import CB_COMMITTED_LSN, CB_HEADER_BYTES, CB_RESERVED_LSN, PT_BYTES
+from shmlog.layout import CB, PT
 from shmlog.participants import Participants
 
 WINDOW_BYTES = 128 << 10
@@ -29,10 +29,10 @@ WINDOW_BYTES = 128 << 10
 def test_a_hole_is_looked_for_only_where_the_commit_stands(
     tmp_path: Path, g: int, committed: int, reserved: int, found: Hole | None
 ) -> None:
-    block = mmap.mmap(-1, CB_HEADER_BYTES + PARTICIPANT_COUNT * PT_BYTES + WINDOW_BYTES // 32 // 8)
+    block = mmap.mmap(-1, CB.HEADER_BYTES + PARTICIPANT_COUNT * PT.BYTES + WINDOW_BYTES // 32 // 8)
     control = _native.Control(block, WINDOW_BYTES, PARTICIPANT_COUNT)
-    control.store(CB_COMMITTED_LSN, committed)
-    control.store(CB_RESERVED_LSN, reserved)
+    control.store(CB.COMMITTED_LSN, committed)
+    control.store(CB.RESERVED_LSN, reserved)
     lock = LockFile(str(tmp_path / "LOCK"))
     try:
         assert find_hole(control, Participants(control, lock), g) == found

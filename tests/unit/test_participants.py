@@ -13,22 +13,7 @@ from shmlog import _native, participants
 from shmlog.errors import AttachError
 from shmlog.files import FIRST_PARTICIPANT_BYTE, LockFile
 from shmlog.geometry import PARTICIPANT_COUNT
-from shmlog.layout import (
-    CB_HEADER_BYTES,
-    CB_PARTICIPANT_HIGH,
-    CL_BEGIN,
-    CL_END,
-    CL_PAYLOAD,
-    CL_RECORDS,
-    CLAIM_HELD,
-    NO_LSN,
-    PT_BYTES,
-    PT_CLAIMS,
-    PT_STATE,
-    ROLE_FLUSHER,
-    ROLE_HANDLE,
-    SLOT_USED,
-)
+from shmlog.layout import CB, CL, CLAIM_HELD, NO_LSN, PT, ROLE_FLUSHER, ROLE_HANDLE, SLOT_USED
 from shmlog.participants import Claim, Participants, slot_offset
 
 
@@ -36,7 +21,7 @@ class Table:
     """One control block and as many LOCK files, each like a process of its own."""
 
     def __init__(self, path: Path) -> None:
-        block = mmap.mmap(-1, CB_HEADER_BYTES + PARTICIPANT_COUNT * PT_BYTES + 4096)
+        block = mmap.mmap(-1, CB.HEADER_BYTES + PARTICIPANT_COUNT * PT.BYTES + 4096)
         self.control = _native.Control(block, 4096, PARTICIPANT_COUNT)
         self.path = str(path / "LOCK")
         self.locks: list[LockFile] = []
@@ -50,9 +35,9 @@ class Table:
         self.locks[which].close()
 
     def claim(self, number: int, begin: int, end: int, held: bool) -> None:
-        at = slot_offset(number, PT_CLAIMS)
-        self.control.store(at + CL_END, end)
-        self.control.store(at + CL_BEGIN, begin | (CLAIM_HELD if held else 0))
+        at = slot_offset(number, PT.CLAIMS)
+        self.control.store(at + CL.END, end)
+        self.control.store(at + CL.BEGIN, begin | (CLAIM_HELD if held else 0))
 
 
 @pytest.fixture
@@ -66,7 +51,7 @@ def table(tmp_path: Path) -> Iterator[Table]:
 def test_each_process_takes_a_slot_of_its_own(table: Table) -> None:
     one, other = table.process(), table.process()
     assert [one.take(ROLE_HANDLE), other.take(ROLE_HANDLE), one.take(ROLE_HANDLE)] == [0, 1, 2]
-    assert table.control.load(CB_PARTICIPANT_HIGH) == 3
+    assert table.control.load(CB.PARTICIPANT_HIGH) == 3
 
 
 def test_a_slot_given_back_is_taken_again(table: Table) -> None:
@@ -135,7 +120,7 @@ def test_a_slot_whose_owner_died_while_it_was_being_taken_is_passed_over(
 
     def somebody_was_quicker(byte: int) -> bool:
         if byte == 2:
-            table.control.store(slot_offset(0, PT_STATE), SLOT_USED)
+            table.control.store(slot_offset(0, PT.STATE), SLOT_USED)
         return lock(byte)
 
     monkeypatch.setattr(table.locks[0], "try_lock", somebody_was_quicker)
@@ -164,7 +149,7 @@ def test_a_new_owner_finds_no_claims_and_no_counters_of_the_last(table: Table) -
     one, other = table.process(), table.process()
     one.take(ROLE_HANDLE)
     table.claim(0, 64, 128, held=True)
-    table.control.store(slot_offset(0, PT_CLAIMS) + CL_RECORDS, 5)
+    table.control.store(slot_offset(0, PT.CLAIMS) + CL.RECORDS, 5)
     table.die(0)
     assert other.retire(0, 128, 128)
     assert other.take(ROLE_HANDLE) == 0
@@ -176,8 +161,8 @@ def test_counters_of_those_that_have_gone_are_not_lost(table: Table) -> None:
     one, other = table.process(), table.process()
     for process in (one, other):
         number = process.take(ROLE_HANDLE)
-        table.control.store(slot_offset(number, PT_CLAIMS) + CL_RECORDS, 5)
-        table.control.store(slot_offset(number, PT_CLAIMS) + CL_PAYLOAD, 500)
+        table.control.store(slot_offset(number, PT.CLAIMS) + CL.RECORDS, 5)
+        table.control.store(slot_offset(number, PT.CLAIMS) + CL.PAYLOAD, 500)
     one.release(0)
     assert other.totals() == (10, 1000, 0)
 
@@ -252,5 +237,5 @@ def test_a_slot_that_was_never_used_says_nobody(table: Table) -> None:
     assert one.high == 0
     assert not one.used(5)
     assert not one.alive(5)
-    table.control.store(CB_PARTICIPANT_HIGH, NO_LSN)  # a damaged word
+    table.control.store(CB.PARTICIPANT_HIGH, NO_LSN)  # a damaged word
     assert one.high == PARTICIPANT_COUNT
