@@ -47,7 +47,7 @@ def require_shmlog() -> str:
     """Its version; raises `Skipped` when it cannot be imported."""
     try:
         # Importing is harmless before a fork, and no child has to do it then.
-        import shmlog.log
+        import shmlog.handle.log
     except ImportError as error:
         raise Skipped(f"shmlog cannot be imported: {error}") from None
     return shmlog.__version__

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shmlog._native import Reservation
-    from shmlog.cursor import Cursor
+    from shmlog.disk.recovery import Recovery
     from shmlog.errors import (
         AttachError,
         ClosedError,
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
-    from shmlog.log import Log, open
-    from shmlog.operations import recover, verify
-    from shmlog.reader import Record, RecordBatch
-    from shmlog.readonly import ReadonlyLog, open_readonly
-    from shmlog.recovery import Recovery
-    from shmlog.statistics import Statistics
-    from shmlog.verification import VerifyReport
+    from shmlog.handle.cursor import Cursor
+    from shmlog.handle.log import Log, open
+    from shmlog.handle.readonly import ReadonlyLog, open_readonly
+    from shmlog.memory.statistics import Statistics
+    from shmlog.records.reader import Record, RecordBatch
+    from shmlog.tools.recover import recover, verify
+    from shmlog.tools.verify import VerifyReport
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "cursor": "Cursor",
+    "handle.cursor": "Cursor",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
         " ShmlogError TrimmedError"
     ),
-    "log": "Log open",
-    "readonly": "ReadonlyLog open_readonly",
-    "operations": "recover verify",
-    "statistics": "Statistics",
-    "reader": "Record RecordBatch",
-    "recovery": "Recovery",
-    "verification": "VerifyReport",
+    "handle.log": "Log open",
+    "handle.readonly": "ReadonlyLog open_readonly",
+    "tools.recover": "recover verify",
+    "memory.statistics": "Statistics",
+    "records.reader": "Record RecordBatch",
+    "disk.recovery": "Recovery",
+    "tools.verify": "VerifyReport",
     "_native": "Reservation",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

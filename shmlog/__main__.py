@@ -2,7 +2,7 @@
 
 import sys
 
-from shmlog.cli import main
+from shmlog.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

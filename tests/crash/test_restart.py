@@ -31,12 +31,15 @@ from support.processes import (
 from support.pyreader import PyLog
 
 import shmlog
-from shmlog import directory, files, recovery, segment, sidecar, syncing
-from shmlog.attachment import attach, leave_unserved
-from shmlog.geometry import Geometry
-from shmlog.layout import ROLE_SIDECAR
-from shmlog.live import LiveSegments
-from shmlog.recovery import Case
+from shmlog.disk import directory, recovery, segment
+from shmlog.disk.recovery import Case
+from shmlog.flusher import syncing
+from shmlog.flusher.open_segments import LiveSegments
+from shmlog.format.geometry import Geometry
+from shmlog.format.layout import ROLE_SIDECAR
+from shmlog.session import sidecar
+from shmlog.session.attachment import attach, leave_unserved
+from shmlog.system import files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

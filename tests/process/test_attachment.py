@@ -28,7 +28,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.layout import CB
+from shmlog.format.layout import CB
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -268,7 +268,7 @@ def test_a_symbolic_link_in_place_of_a_file_is_refused_and_its_target_untouched(
 def test_every_slot_taken_is_an_attach_error_that_goes_with_a_slot(
     log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shmlog import participants
+    from shmlog.memory import participants
 
     monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 4)
     monkeypatch.setattr(participants, "FLUSHER_SLOTS", 1)
@@ -285,7 +285,7 @@ def test_every_slot_taken_is_an_attach_error_that_goes_with_a_slot(
 def test_slots_of_dead_owners_are_freed_for_who_waits_for_one(
     log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shmlog import participants
+    from shmlog.memory import participants
 
     monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 16)
     with shmlog.open(log_path, create=True, flusher="external"):

@@ -28,7 +28,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.recovery import Case
+from shmlog.disk.recovery import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

@@ -36,12 +36,12 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog import directory
-from shmlog.attachment import attach
-from shmlog.files import LEASE_BYTE, LockFile
-from shmlog.flusher import Flusher
-from shmlog.layout import ROLE_SIDECAR
-from shmlog.live import LiveSegments
+from shmlog.disk import directory
+from shmlog.flusher.flusher import Flusher
+from shmlog.flusher.open_segments import LiveSegments
+from shmlog.format.layout import ROLE_SIDECAR
+from shmlog.session.attachment import attach
+from shmlog.system.files import LEASE_BYTE, LockFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -374,14 +374,14 @@ def test_a_handle_opened_while_the_flusher_is_leaving_gets_a_log_that_works(log_
 def test_a_flusher_killed_while_it_leaves_costs_nothing(log_path: Path, step: str) -> None:
     kill = "import os, signal\ndef die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
     at = {
-        "punch_hole": "from shmlog import live\n"
+        "punch_hole": "from shmlog.flusher import open_segments as live\n"
         "class Native:\n    punch_hole = staticmethod(die)\n    Mapping = live._native.Mapping\n"
         "live._native = Native\n",
-        "sync_mark": "from shmlog.syncing import Syncer\nbefore = Syncer.sync_mark\n"
+        "sync_mark": "from shmlog.flusher.syncing import Syncer\nbefore = Syncer.sync_mark\n"
         "Syncer.sync_mark = lambda self, clean: die() if clean else before(self, clean)\n",
-        "take_down": "from shmlog import attachment\nattachment.take_down = die\n",
+        "take_down": "from shmlog.session import attachment\nattachment.take_down = die\n",
     }[step]
-    run = f"from shmlog import sidecar\nsidecar.run({str(log_path)!r}, 0.01, 0o600, True)\n"
+    run = f"from shmlog.session import sidecar\nsidecar.run({str(log_path)!r}, 0.01, 0o600, True)\n"
     with (
         shmlog.open(
             log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=1 << 20, flusher="external"

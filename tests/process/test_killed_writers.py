@@ -25,7 +25,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.layout import FRAME_HEADER_BYTES, KIND_FILL
+from shmlog.format.layout import FRAME_HEADER_BYTES, KIND_FILL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

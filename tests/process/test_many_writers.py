@@ -30,7 +30,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.segments import map_segment
+from shmlog.disk.segments import map_segment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

@@ -170,7 +170,7 @@ def test_a_flusher_with_a_file_size_limit_reports_it_to_writers(log_path: Path) 
     """RLIMIT_FSIZE: EFBIG instead of ENOSPC, and no SIGXFSZ kills the flusher."""
 
     def flush(wire: Wire) -> int:
-        from shmlog import sidecar
+        from shmlog.session import sidecar
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (SEGMENT_BYTES // 2, resource.RLIM_INFINITY))

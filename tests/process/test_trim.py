@@ -10,7 +10,7 @@ import pytest
 from support.processes import SEGMENT_BYTES, flusher_of
 
 import shmlog
-from shmlog.layout import CB
+from shmlog.format.layout import CB
 
 SMALL = 64 << 10
 

@@ -36,9 +36,9 @@ import numpy as np
 from crc32c import crc32c
 from greenlet import getcurrent, greenlet
 
-from shmlog.geometry import Geometry
-from shmlog.layout import CB, CL, CLAIM_COUNT, GRANULE_BYTES, NO_LSN, PT, SLOT_USED, STATE_RUNNING
-from shmlog.participants import slot_offset
+from shmlog.format.geometry import Geometry
+from shmlog.format.layout import CB, CL, CLAIM_COUNT, GRANULE_BYTES, NO_LSN, PT, SLOT_USED, STATE_RUNNING
+from shmlog.memory.participants import slot_offset
 from support.steps import Mutation, load, load_python
 
 ONE_CLAIM = Mutation(
@@ -151,8 +151,8 @@ class World:
         assert len(of("append.h", "bitmap.h", "module.c", "holes.py", "participants.py")) == len(mutations)
         self.shape = shape
         self.native = native = load(of("append.h", "bitmap.h", "module.c"))
-        self.holes = load_python("holes", of("holes.py"))
-        self.participants = load_python("participants", (ONE_CLAIM, *of("participants.py")))
+        self.holes = load_python("flusher.holes", of("holes.py"))
+        self.participants = load_python("memory.participants", (ONE_CLAIM, *of("participants.py")))
         self.writers = len(shape.sizes)
         self.slots = self.writers + 1 + shape.deaths
         self.begin = shape.begin * GRANULE_BYTES

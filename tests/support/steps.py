@@ -104,7 +104,7 @@ def _build(command: list[str], texts: dict[str, str], library: Path) -> None:
 
 def load_python(module: str, mutations: tuple[Mutation, ...] = ()) -> ModuleType:
     """Execute a module of the package from its source, mutated, beside the shipped one."""
-    path = ROOT / "shmlog" / f"{module}.py"
+    path = ROOT / "shmlog" / f"{module.replace('.', '/')}.py"
     text = path.read_text()
     for mutation in mutations:
         text = mutation.apply(text)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shmlog import _native
-from shmlog.layout import CB, PT, STATE_FAILED, STATE_RUNNING
+from shmlog.format.layout import CB, PT, STATE_FAILED, STATE_RUNNING
 
 GRANULES = 256
 WINDOW = GRANULES * 32

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shmlog import files
 from shmlog.errors import FormatError
+from shmlog.system import files
 
 
 @pytest.mark.parametrize("writable", [False, True])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmlog import _native
-from shmlog.layout import CB, PROBLEMS
+from shmlog.format.layout import CB, PROBLEMS
 
 SEED = 0x1234
 BASE = 1 << 20

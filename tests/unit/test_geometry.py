@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmlog.geometry import (
+from shmlog.format.geometry import (
     PIECE_BYTES,
     SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN,

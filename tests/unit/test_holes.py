@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from shmlog import _native
-from shmlog.files import LockFile
-from shmlog.geometry import PARTICIPANT_COUNT
-from shmlog.holes import Hole, find_hole
-from shmlog.layout import CB, PT
-from shmlog.participants import Participants
+from shmlog.flusher.holes import Hole, find_hole
+from shmlog.format.geometry import PARTICIPANT_COUNT
+from shmlog.format.layout import CB, PT
+from shmlog.memory.participants import Participants
+from shmlog.system.files import LockFile
 
 WINDOW_BYTES = 128 << 10
 

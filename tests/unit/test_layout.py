@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shmlog.layout import CHECKSUM, LAYOUT, MARK, MARK_OFFSETS, PROBLEMS, SEGMENT_HEADER
+from shmlog.format.layout import CHECKSUM, LAYOUT, MARK, MARK_OFFSETS, PROBLEMS, SEGMENT_HEADER
 
 FORMAT = Path(__file__).resolve().parents[2] / "docs" / "reference" / "format.md"
 CODES = {"I": "u32", "H": "u16", "B": "u8", "Q": "u64", "q": "i64"}

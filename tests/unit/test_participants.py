@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from shmlog import _native, participants
+from shmlog import _native
 from shmlog.errors import AttachError
-from shmlog.files import FIRST_PARTICIPANT_BYTE, LockFile
-from shmlog.geometry import PARTICIPANT_COUNT
-from shmlog.layout import CB, CL, CLAIM_HELD, NO_LSN, PT, ROLE_FLUSHER, ROLE_HANDLE, SLOT_USED
-from shmlog.participants import Claim, Participants, slot_offset
+from shmlog.format.geometry import PARTICIPANT_COUNT
+from shmlog.format.layout import CB, CL, CLAIM_HELD, NO_LSN, PT, ROLE_FLUSHER, ROLE_HANDLE, SLOT_USED
+from shmlog.memory import participants
+from shmlog.memory.participants import Claim, Participants, slot_offset
+from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LockFile
 
 
 class Table:

@@ -12,10 +12,11 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmlog import files, segment
+from shmlog.disk import segment
 from shmlog.errors import FormatError
-from shmlog.geometry import Geometry
-from shmlog.layout import CHECKSUM, MARK, MARK_OFFSETS, SEGMENT_HEADER
+from shmlog.format.geometry import Geometry
+from shmlog.format.layout import CHECKSUM, MARK, MARK_OFFSETS, SEGMENT_HEADER
+from shmlog.system import files
 
 LOG_ID = bytes(range(16))
 GEOMETRY = Geometry(64 << 10, 64 << 10)

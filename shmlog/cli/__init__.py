@@ -1,0 +1,1 @@
+"""CLI: arguments and printing."""

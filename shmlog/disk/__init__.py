@@ -1,0 +1,1 @@
+"""Disk: the files; knows no control block."""

@@ -1,0 +1,189 @@
+"""Recovery: what a log is worth when its control block is gone.
+
+Works from the files alone, under the set-up byte, and returns a plain value from
+which the block is made.  The newest valid mark vouches for everything below it.
+Frames are checked from the beginning of the segment that holds the mark, up to
+the first that is not valid, at p.
+
+    case      mark and p                          machine    what is done
+    --------  ----------------------------------  ---------  -----------------------------------
+    EMPTY     no segment                          any        begin at LSN 0
+    CORRUPT   p < mark                            any        CorruptionError; nothing is touched
+    CLEAN     p = mark, marked clean              any        nothing was lost; go on from p
+    INTACT    p >= mark, no more valid frames     same boot  go on from p
+    HOLES     p >= mark, valid frames above p     same boot  a dead writer's hole: FILL up to the
+                                                             next valid frame, and look on
+    RESTART   p >= mark, only zeros above p       restarted  go on from p, epoch + 1
+    TORN      p >= mark, anything else above p    restarted  drop it, report it, epoch + 1
+
+In every case but CLEAN: what lies between the mark and the end is rewritten, not
+merely synced again (after a failed sync the kernel may call lost pages clean);
+all above the end is zeroed and later segments are removed (an old frame up there
+names the right LSN and must not come back); all of it is synced before the mark
+that vouches for it.  So being interrupted anywhere leads to the same end.
+
+An atomic batch that is not complete counts as not valid from its first frame.
+
+This module knows marks and what follows from them.  It may not know the control
+block.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from dataclasses import dataclass, field, replace
+
+from shmlog import _native
+from shmlog.disk import segment
+from shmlog.disk.directory import Directory
+from shmlog.disk.segments import list_segments, segment_path
+from shmlog.disk.walk import Scanner
+from shmlog.errors import CorruptionError, FormatError
+from shmlog.format.layout import GRANULE_BYTES, KIND_FILL, PROBLEMS, SEGMENT_HEADER_BYTES
+from shmlog.system import files
+
+
+class Case(enum.Enum):
+    """The rows of the table above."""
+
+    EMPTY = "empty"
+    CLEAN = "clean"
+    INTACT = "intact"
+    HOLES = "holes"
+    RESTART = "restart"
+    TORN = "torn"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What recovery found, and where the log goes on."""
+
+    case: Case
+    end_lsn: int
+    """every frame below it is valid (or the log was trimmed)"""
+    trimmed_lsn: int
+    vouched_lsn: int
+    epoch: int
+    holes: tuple[tuple[int, int], ...] = ()
+    """ranges that dead writers left, to be filled"""
+    dropped_bytes: int = 0
+    """from end_lsn to the last byte that was not zero"""
+    reason: str = ""
+    """why the first invalid frame was not valid"""
+    mark: segment.Mark | None = field(default=None, repr=False)
+
+
+def _newest_mark(directory: Directory, segments: list[int]) -> segment.Mark:
+    marks = []
+    for first in segments:
+        path = segment_path(directory, first)
+        with files.descriptor(files.open_file(path, writable=False)) as fd:
+            page = segment.check(fd, path, directory.identity.log_id, first, directory.identity.geometry)
+        mark = segment.newest_mark(page, directory.identity.log_id)
+        if mark:
+            marks.append(mark)
+    if not marks:
+        raise FormatError(f"{directory.segments_path}: no segment holds a valid mark")
+    return max(marks)
+
+
+def inspect(directory: Directory, boot_id: bytes) -> Recovery:
+    """Find the case, touching nothing.  CorruptionError and FormatError as in the table."""
+    geometry = directory.identity.geometry
+    segments = list_segments(directory)
+    if not segments:
+        return Recovery(Case.EMPTY, 0, 0, 0, 1)
+    mark = _newest_mark(directory, segments)
+    vouched, trimmed, size = mark.durable_lsn, mark.trimmed_lsn, geometry.segment_bytes
+    # Of what was trimmed, any file may be there still: their removal is made durable in any order.
+    present = set(segments)
+    for first in range(geometry.segment_begin(trimmed), vouched, size):
+        if first not in present:
+            raise CorruptionError(segment_path(directory, first), first, "the segment is missing")
+    begin = geometry.segment_begin(max(0, vouched - 1))
+    if begin not in present:
+        raise CorruptionError(segment_path(directory, begin), begin, "the segment is missing")
+    stop = begin
+    while stop in present:
+        stop += size
+    same_boot = mark.boot_id == boot_id
+    holes: list[tuple[int, int]] = []
+    with Scanner(directory) as scanner:
+        walk = scanner.walk(begin, stop)
+        end, reason = walk.end_lsn, PROBLEMS[walk.problem]
+        if end < vouched:
+            raise CorruptionError(segment_path(directory, walk.bad_lsn), walk.bad_lsn, reason)
+        while same_boot and (found := scanner.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
+            walk = scanner.walk(found, stop)
+            if walk.end_lsn > found:  # not the frames of an incomplete batch
+                holes.append((end, found))
+                end = walk.end_lsn
+        dropped = scanner.last_byte(end, stop) - end
+    found_at = Recovery(Case.CLEAN, end, trimmed, vouched, mark.epoch, mark=mark)
+    if mark.clean and end == vouched and dropped <= 0:
+        return found_at
+    if same_boot:
+        return replace(found_at, case=Case.HOLES if holes else Case.INTACT, holes=tuple(holes))
+    if dropped <= 0:
+        return replace(found_at, case=Case.RESTART, epoch=mark.epoch + 1)
+    return replace(found_at, case=Case.TORN, epoch=mark.epoch + 1, dropped_bytes=dropped, reason=reason)
+
+
+def recover(directory: Directory, boot_id: bytes) -> Recovery:
+    """Inspect, then make the files agree with what was found.  The caller holds the
+    set-up byte and knows that nobody is alive."""
+    found = inspect(directory, boot_id)
+    if found.case is Case.EMPTY or found.mark is None:
+        return found
+    if found.case is Case.CLEAN and found.mark.boot_id == boot_id:
+        return found
+    identity, end = directory.identity, found.end_lsn
+    geometry = identity.geometry
+    last = geometry.segment_begin(max(0, end - 1))
+    segments = list_segments(directory)
+    for first in segments:
+        path = segment_path(directory, first)
+        if first + geometry.segment_bytes <= found.trimmed_lsn:
+            continue
+        if first > last:
+            os.unlink(path)
+            continue
+        low, high = max(first, found.vouched_lsn), min(end, first + geometry.segment_bytes)
+        if first != last and low >= high:
+            continue
+        with files.descriptor(files.open_file(path, writable=True)) as fd:
+            _rewrite(fd, directory, low, high)
+            for begin, stop in found.holes:
+                for lsn, part_end in geometry.segment_ranges(begin, stop):
+                    if geometry.segment_begin(lsn) == first:
+                        header = _native.filler(
+                            KIND_FILL, lsn, part_end - lsn, time.time_ns(), 0, identity.seed
+                        )
+                        files.write_all(fd, header, geometry.file_offset(lsn))
+            if first == last:
+                files.zero(fd, SEGMENT_HEADER_BYTES + end - first, geometry.file_bytes)
+            os.fsync(fd)
+    files.sync_directory(directory.segments_path)
+    path = segment_path(directory, last)
+    mark = found.mark.next(
+        epoch=found.epoch, durable_lsn=end, trimmed_lsn=found.trimmed_lsn, clean=False, boot_id=boot_id
+    )
+    with files.descriptor(files.open_file(path, writable=True)) as fd:
+        segment.write_mark(fd, mark, identity.log_id)
+        os.fsync(fd)
+    for first in segments:  # only now: until then an older mark may be all that is on disk
+        if first + geometry.segment_bytes <= found.trimmed_lsn:
+            os.unlink(segment_path(directory, first))
+    return found
+
+
+def _rewrite(fd: int, directory: Directory, low: int, high: int) -> None:
+    """Store [low, high) over itself, so that the next sync writes it whatever the
+    kernel believes of it."""
+    geometry = directory.identity.geometry
+    for lsn in range(low, high, 1 << 20):
+        size = min(1 << 20, high - lsn)
+        at = geometry.file_offset(lsn)
+        files.write_all(fd, os.pread(fd, size, at), at)

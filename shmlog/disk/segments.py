@@ -1,0 +1,74 @@
+"""Segments: the set of a log's segment files, and their mappings.
+
+This module knows which files there are and opens, maps and lists them.  It may
+not know who writes or reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+
+from shmlog import _native
+from shmlog.disk import segment
+from shmlog.disk.directory import Directory
+from shmlog.errors import FormatError
+from shmlog.system import files
+
+
+def list_segments(directory: Directory) -> list[int]:
+    """The first LSNs of the segment files there are, ascending.  A name that is not a
+    segment's is ignored if temporary, and a FormatError otherwise."""
+    found = []
+    for name in os.listdir(directory.segments_path):
+        first = segment.parse_name(name)
+        if first is None:
+            if name.endswith(".tmp"):
+                continue
+            raise FormatError(f"{directory.segments_path} holds {name!r}, which is no segment")
+        if first % directory.identity.geometry.segment_bytes:
+            raise FormatError(f"{name}: LSN {first} is no segment's beginning in this log")
+        found.append(first)
+    return sorted(found)
+
+
+def segment_path(directory: Directory, lsn: int) -> str:
+    first = directory.identity.geometry.segment_begin(lsn)
+    return os.path.join(directory.segments_path, segment.file_name(first))
+
+
+def map_segment(directory: Directory, lsn: int, writable: bool) -> _native.Mapping:
+    """Map the segment that holds lsn; FileNotFoundError if there is none."""
+    path = segment_path(directory, lsn)
+    geometry = directory.identity.geometry
+    with files.descriptor(files.open_file(path, writable)) as fd:
+        segment.check(fd, path, directory.identity.log_id, geometry.segment_begin(lsn), geometry)
+        return _native.Mapping(fd, geometry.file_bytes, writable)
+
+
+class MappingCache:
+    """Read-only mappings by segment, the latest few; views keep theirs alive longer."""
+
+    def __init__(self, directory: Directory, capacity: int = 8) -> None:
+        self._directory = directory
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._mappings: OrderedDict[int, _native.Mapping] = OrderedDict()
+
+    def get(self, lsn: int) -> _native.Mapping:
+        number = self._directory.identity.geometry.segment_no(lsn)
+        with self._lock:
+            mapping = self._mappings.get(number)
+            if mapping is None:
+                mapping = map_segment(self._directory, lsn, writable=False)
+                self._mappings[number] = mapping
+                if len(self._mappings) > self._capacity:
+                    self._mappings.popitem(last=False)
+            else:
+                self._mappings.move_to_end(number)
+            return mapping
+
+    def clear(self) -> None:
+        with self._lock:
+            self._mappings.clear()

@@ -1,0 +1,225 @@
+"""Syncing: the flusher's loop that makes committed records durable.
+
+At once when somebody waits, else every sync_interval; when idle, one settle sync
+carries the last mark to disk.  The cycle itself is native/sync.h.
+
+Invariants
+  S1  A sync that failed is latched for every process before anything else happens,
+      and never tried again.
+  S2  A mark says what the last sync made durable, never what this one will.
+  S3  The kernel may have told a dead flusher of a page that it could not write, and
+      called the page clean: whichever of its threads synced, with an intent or not. So
+      what was reserved when this flusher took over is made dirty once more before it is
+      synced, as soon as it is committed: nobody stores to it any more then. Of a page
+      that was preallocated and never written before, that is not enough on ext4 (it
+      thinks the extent was converted when the write failed), so it is asked.
+
+This module knows durable_lsn and marks.  It may not know bits or claims.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+
+from shmlog.disk import segment
+from shmlog.flusher.open_segments import LiveSegments
+from shmlog.format.geometry import Geometry
+from shmlog.format.layout import CB, MARK_OFFSETS, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
+from shmlog.memory.control import ControlBlock
+from shmlog.system import files
+
+SPIN_NS = 50_000
+"""After a sync that somebody waited for: how long to watch for the next such wait."""
+PATIENCE_S = 0.0002, 0.01
+"""Between looks at a record that is waited for but still being copied: at first, at most."""
+SEGMENTS_MAX = 32
+"""In one sync cycle, beside the one that holds durable_lsn."""
+SETTLE_AFTER_S = 1.0
+NAP_S = 1.0
+
+log = logging.getLogger("shmlog.flusher")
+
+
+class Syncer:
+    """The sync half of one flusher."""
+
+    def __init__(
+        self, control: ControlBlock, live: LiveSegments, geometry: Geometry, boot_id: bytes, interval_s: float
+    ) -> None:
+        self._control = control
+        self._native = control.native
+        self._live = live
+        self._geometry = geometry
+        self._log_id = control.identity.log_id
+        self._interval_s = interval_s
+        self._sleeps_long = False
+        self._suspect_lsn = 0
+        newest = live.newest_mark()
+        self.mark = segment.Mark(
+            epoch=control.load(CB.EPOCH),
+            durable_lsn=min(newest.durable_lsn, control.durable_lsn) if newest else 0,
+            sequence=newest.sequence if newest else 0,  # the next one goes over the older copy
+            trimmed_lsn=control.trimmed_lsn,
+            boot_id=boot_id,
+        )
+
+    def take_over(self) -> None:
+        """Distrust every page that a dead flusher may have synced (S3)."""
+        durable, reserved, intent = (
+            self._control.durable_lsn,
+            self._control.reserved_lsn,
+            self._native.load(CB.INTENT_LSN),
+        )
+        self._suspect_lsn = reserved
+        if intent != NO_LSN:
+            log.warning("the last flusher died in a sync of [%d, %d)", durable, intent)
+        self.finish_trim()
+
+    def committed(self) -> None:
+        """Told by the commit loop that there is something to sync one day."""
+        if self._sleeps_long:
+            self._sleeps_long = False
+            self._control.sync_bell.ring()
+
+    def loop(self, stop: threading.Event) -> None:
+        native, control = self._native, self._control
+        last_sync = changed_at = time.monotonic()
+        patience_s = PATIENCE_S[0]
+        while not stop.is_set() and not control.failed:
+            if native.load(CB.WANTED_TRIMMED) > control.trimmed_lsn:
+                self.trim(native.load(CB.WANTED_TRIMMED))
+            committed, durable = control.committed_lsn, control.durable_lsn
+            wanted = native.load(CB.WANTED_DURABLE)
+            if wanted > durable:
+                committed = control.step()[0]
+            now = time.monotonic()
+            due_in = last_sync + self._interval_s - now
+            if committed > durable and (wanted > durable or due_in <= 0):
+                self.sync(committed)
+                last_sync = changed_at = time.monotonic()
+                patience_s = PATIENCE_S[0]
+                if wanted > durable:  # who waited is likely to come again
+                    native.spin(CB.WANTED_DURABLE, committed + 1, SPIN_NS)
+                continue
+            timeout_s = NAP_S
+            if wanted > durable:
+                timeout_s = patience_s = min(patience_s * 1.5, PATIENCE_S[1])
+            elif committed > durable:
+                timeout_s = due_in
+            elif self.mark.durable_lsn < durable:
+                timeout_s = changed_at + SETTLE_AFTER_S - now
+                if timeout_s <= 0:
+                    self.sync_mark(clean=False)
+                    continue
+            self._sleep(timeout_s, wanted, committed, durable)
+
+    def _sleep(self, timeout_s: float, wanted: int, committed: int, durable: int) -> None:
+        """Sleep on the sync bell unless something changed since it was looked at (WANTED)."""
+        native = self._native
+        self._sleeps_long = committed == durable
+        native.store(CB.SYNC_SLEEP, SLEEP_IDLE)
+        nothing_new = (
+            native.load(CB.WANTED_DURABLE) == wanted
+            and native.load(CB.WANTED_TRIMMED) <= self._control.trimmed_lsn
+            and (not self._sleeps_long or self._control.committed_lsn == committed)
+        )
+        if nothing_new:
+            self._control.sync_bell.wait(timeout_s)
+        native.store(CB.SYNC_SLEEP, SLEEP_AWAKE)
+        self._sleeps_long = False
+
+    def sync(self, target: int) -> None:
+        """Make everything below target durable, or latch the failure; a few segments at a
+        time when a dead flusher has left many."""
+        geometry, control = self._geometry, self._control
+        while (durable := control.durable_lsn) < target and not control.failed:
+            most = geometry.segment_end(durable) + SEGMENTS_MAX * geometry.segment_bytes
+            self._sync_some(durable, min(target, most))
+
+    def _sync_some(self, durable: int, target: int) -> None:
+        """One cycle: [durable, target)."""
+        old, geometry = self.mark, self._geometry
+        trimmed = self._control.trimmed_lsn
+        if durable < self._suspect_lsn:
+            try:
+                self._write_anew(durable, min(target, self._suspect_lsn))
+            except OSError as problem:
+                self.fail(problem.errno or errno.EIO)
+                return
+        self.mark = segment.Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
+        if target <= geometry.segment_end(durable):
+            fds: tuple[int, ...] = (self._live.get(durable).sync_fd,)
+        else:
+            ranges = geometry.segment_ranges(durable, target)
+            fds = tuple(self._live.get(first).sync_fd for first, _ in ranges)
+        error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
+        if error == errno.ECANCELED:  # the preparing side saw an error, perhaps of the same pages
+            return
+        if error:
+            self.fail(error)
+        else:
+            self._live.close_below(durable)
+
+    def _write_anew(self, begin: int, end: int) -> None:
+        """Make [begin, end) dirty, sync it, and ask the file system whether it was written
+        (S3); OSError if it was not."""
+        geometry, live = self._geometry, self._live
+        live.rewrite(begin, end)
+        for low, high in geometry.segment_ranges(begin, end):
+            fd, at = live.get(low).sync_fd, geometry.file_offset(low)
+            os.fdatasync(fd)
+            if files.never_written(fd, at, at + high - low):
+                raise OSError(errno.EIO, "what a dead flusher could not write is still not written")
+
+    def sync_mark(self, clean: bool) -> None:
+        """Carry the last mark to disk: then the disk itself vouches for all of it."""
+        durable = self._control.durable_lsn
+        self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean)
+        last = max(0, durable - 1)
+        if not self._live.exists(last):
+            return
+        fd = self._live.get(last).sync_fd
+        try:
+            segment.write_mark(fd, self.mark, self._log_id)
+            os.fdatasync(fd)
+        except OSError as error:
+            self.fail(error.errno or errno.EIO)
+
+    def trim(self, before: int) -> None:
+        """Give up whole segments below `before`, but never the one that holds the newest
+        mark: first the watermark, so that nobody begins
+        to read there, then a durable mark that says so, then the files."""
+        control = self._control
+        target = self._geometry.segment_begin(min(before, max(0, control.durable_lsn - 1)))
+        if target > control.trimmed_lsn:
+            self._native.store(CB.TRIMMED_LSN, target)
+        self.finish_trim()
+        if control.failed:
+            return
+        # what cannot be trimmed, the segment of `before` itself, is not asked for again
+        self._native.compare_exchange(CB.WANTED_TRIMMED, before, control.trimmed_lsn)
+
+    def finish_trim(self) -> None:
+        """Remove the files below trimmed_lsn, perhaps for a flusher that died before it did."""
+        control = self._control
+        target = control.trimmed_lsn
+        if target > control.load(CB.REMOVED_LSN):
+            self.sync_mark(clean=False)
+            if control.failed:
+                return
+            log.info("trimmed up to LSN %d: %d files removed", target, self._live.remove_below(target))
+            self._native.store(CB.REMOVED_LSN, target)
+            self._native.wake(CB.REMOVED_LSN)
+
+    def fail(self, error: int) -> None:
+        """Latch a failed sync for every process (S1)."""
+        self._control.fail(error, self._control.durable_lsn)
+        log.error("a sync failed, the log takes no more appends: %s", os.strerror(error))
+
+    @property
+    def _mark_offset(self) -> int:
+        return MARK_OFFSETS[self.mark.sequence % 2]

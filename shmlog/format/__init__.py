@@ -1,0 +1,1 @@
+"""Format: numbers and bytes, without input or output."""

@@ -1,0 +1,397 @@
+"""Log: the handle that users hold.
+
+A handle is one participant of one log in one process.  Threads may share it.  In a
+forked child it attaches anew at its next use, with a slot of its own; pickled, it
+is opened again by its path.
+
+This module puts the parts together.  It may not contain any of the protocol.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from shmlog import _native
+from shmlog.disk import directory
+from shmlog.disk.directory import Directory
+from shmlog.disk.recovery import Recovery
+from shmlog.errors import ClosedError
+from shmlog.format.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
+from shmlog.format.layout import CB, ROLE_HANDLE
+from shmlog.handle.appending import Writer
+from shmlog.handle.cursor import Cursor
+from shmlog.memory import control
+from shmlog.memory.statistics import Statistics, gather
+from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting, check_timeout, deadline_after
+from shmlog.records.reader import Reader, Reading, Record
+from shmlog.session import sidecar
+from shmlog.session.attachment import Attachment, attach, leave_unserved
+from shmlog.system.files import LEASE_BYTE, SETUP_BYTE
+
+FlusherMode = Literal["auto", "external"]
+
+START_AGAIN_NS = 500_000_000
+"""A flusher that took no lease for so long after its start is taken for dead."""
+
+
+class Log(Writer, Reading):
+    """A log, open for appending and reading.  Made by shmlog.open()."""
+
+    def __init__(
+        self, where: Directory, flusher: FlusherMode, sync_interval: float, mode: int, timeout: float
+    ) -> None:
+        super().__init__(where, timeout, self._on_stale_handle)
+        self.path = where.path
+        self._flusher_mode = flusher
+        self._sync_interval = sync_interval
+        self._mode = mode
+        self._closed = False
+        self._close_lock = threading.Lock()
+        self._stale_lock = threading.Lock()
+        self._reader = Reader(where)
+        self.recovery: Recovery | None = None
+        """what recovery found, if this handle was the one to recover the log"""
+        self._join()
+        _logs.add(self)
+
+    # ------------------------------------------------------------ life cycle
+
+    def _join(self) -> None:
+        deadline = deadline_after(self._timeout)
+        joined = attach(self._directory, self._mode, ROLE_HANDLE, deadline, when_full=self._start_flusher)
+        self._joined: Attachment = joined
+        self._generation = _native.fork_generation()
+        self.recovery = joined.recovery
+        waiting = Waiting(joined.control, joined.number, self._ensure_flusher)
+        self.bind(joined.control, joined.participants, joined.number, waiting)
+        try:
+            self._ensure_flusher()
+        except BaseException:
+            self._seal()
+            self._generation = 0  # not joined: the next use tries again
+            leave_unserved(joined)
+            joined.lock.close()
+            raise
+
+    def _on_stale_handle(self) -> None:
+        """The core found the handle closed, forked or faulted."""
+        if self._closed:
+            raise ClosedError(f"the log {self.path} has been closed")
+        if self._generation != _native.fork_generation():
+            with self._stale_lock:
+                self._rejoin()
+            return
+        if self._joined.control.native.faulted:
+            raise self._joined.control.failure()
+        with self._stale_lock:
+            if self._closed:  # meanwhile: the slot is another's, or soon will be
+                raise ClosedError(f"the log {self.path} has been closed")
+            self._renew()
+
+    def _rejoin(self) -> None:
+        """In a forked child: become a participant of its own."""
+        if self._generation == _native.fork_generation():
+            return
+        self._join()
+
+    def _after_fork(self) -> None:
+        """In the child: locks that another thread of the parent may have held."""
+        self._close_lock = threading.Lock()
+        self._stale_lock = threading.Lock()
+        self._reader = Reader(self._directory)
+
+    def _live(self) -> Attachment:
+        """This process's attachment; ClosedError if there is none."""
+        if self._closed:
+            raise ClosedError(f"the log {self.path} has been closed")
+        if self._generation != _native.fork_generation():
+            with self._stale_lock:
+                self._rejoin()
+        return self._joined
+
+    def _ensure_flusher(self) -> None:
+        """Start a flusher unless one runs, or is being started by anybody."""
+        joined = self._joined
+        if self._flusher_mode != "auto" or joined.flusher_runs():
+            return
+        native, now = joined.control.native, time.monotonic_ns()
+        before = native.load(CB.STARTING_NS)
+        if before and 0 <= now - before < START_AGAIN_NS:
+            return
+        if not native.compare_exchange(CB.STARTING_NS, before, now):
+            return
+        try:
+            self._start_flusher()
+        except BaseException:
+            native.compare_exchange(CB.STARTING_NS, now, 0)
+            raise
+
+    def _start_flusher(self) -> None:
+        if self._flusher_mode == "auto":
+            sidecar.start(self._directory, self._mode, self._sync_interval)
+
+    def close(self) -> None:
+        """Close the handle; views stay valid.  Idempotent.
+
+        Waits for this handle's appends in flight (TimeoutError if a reservation stays
+        open). The last handle of a log with flusher="auto" also waits, at most the
+        handle's timeout, until everything is durable and the control block is gone.
+        """
+        if self._generation != _native.fork_generation():
+            self._closed = True  # the parent's participant is not ours to close
+            self._seal()
+            return
+        with self._close_lock:
+            if self._closed:
+                return
+            deadline = deadline_after(self._timeout)
+            with self._stale_lock:
+                self._closed = True  # first: whoever finds the handle sealed must not renew it
+            self._waiting.close()
+            try:
+                self.seal(deadline)
+            except BaseException:
+                self._closed = False
+                self._waiting.reopen()
+                self._renew()
+                raise
+            joined = self._joined
+            self._reader.close()
+            joined.detach()
+            try:
+                if self._flusher_mode == "auto" and not joined.participants.any_handle():
+                    self._await_departure(joined, deadline)
+            finally:
+                joined.lock.close()
+
+    def _await_departure(self, joined: Attachment, deadline: float) -> None:
+        """The last one out: see the flusher off, so that nothing is left behind."""
+        log_id = self._directory.identity.log_id
+        pause_s = 0.0005
+        while control.exists(log_id) and time.monotonic() < deadline and not joined.participants.any_handle():
+            # A flusher that leaves gives the lease back, removes the block, gives the
+            # set-up byte back: seen in this order, only a dead one leaves a block behind.
+            lock = joined.lock
+            if not lock.locked(LEASE_BYTE) and not lock.locked(SETUP_BYTE) and control.exists(log_id):
+                self._ensure_flusher()
+            joined.control.commit_bell.ring()
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.01)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._flusher_mode, self._sync_interval, self._mode, self._timeout)
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<shmlog.Log {self.path!r}, closed>"
+        return f"<shmlog.Log {self.path!r}, participant {self.writer_number}>"
+
+    # --------------------------------------------------------------- waiting
+
+    def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None:
+        """Wait until the record at lsn would survive power loss.
+
+        lsn: a record's LSN as append() returned it; None: everything appended so far, by
+        anybody. timeout: seconds, default the handle's. Raises TimeoutError,
+        LogFailedError, ClosedError, and ValueError when nothing was reserved at lsn.
+        """
+        self._wait(DURABLE, lsn, timeout)
+
+    def wait_committed(self, lsn: int | None = None, timeout: float | None = None) -> None:
+        """Wait until readers see the record at lsn; arguments and errors as wait_durable()."""
+        self._wait(COMMITTED, lsn, timeout)
+
+    def _wait(self, kind: Kind, lsn: int | None, timeout: float | None) -> None:
+        joined = self._live()
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        reserved = joined.control.reserved_lsn
+        if lsn is None:
+            target = reserved
+        else:
+            number = operator.index(lsn)
+            if not 0 <= number <= reserved:
+                raise ValueError(f"nothing has been appended at LSN {number}: the log ends at {reserved}")
+            target = min(number + 1, reserved)
+        if not self._waiting.until(kind, target, deadline_after(seconds)):
+            has = joined.control.load(kind.watermark)
+            raise TimeoutError(
+                f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
+            )
+
+    # -------------------------------------------------------------- retention
+
+    def trim(self, before_lsn: int, timeout: float | None = None) -> int:
+        """Give up the records below before_lsn, by whole segments; the new trimmed_lsn.
+
+        Only what is durable is given up, and never the segment that holds before_lsn or the
+        log's last record. Files are unlinked: arrays and views of them stay valid as long
+        as they are referred to. Blocks until it is done, at most timeout seconds
+        (TimeoutError).
+        """
+        joined = self._live()
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        number = operator.index(before_lsn)
+        if not 0 <= number <= joined.control.committed_lsn:
+            raise ValueError(f"LSN {number} is not committed: the log ends at {joined.control.committed_lsn}")
+        deadline = deadline_after(seconds)
+        if number > joined.control.durable_lsn:
+            self._waiting.until(DURABLE, number, deadline)
+        last = max(0, joined.control.durable_lsn - 1)
+        target = self._directory.identity.geometry.segment_begin(min(number, last))
+        if not self._waiting.until(REMOVED, target, deadline):
+            raise TimeoutError(f"LSN {target} is not trimmed after {seconds:g} s")
+        return joined.control.trimmed_lsn
+
+    def cursor(self, name: str) -> Cursor:
+        """The durable, named cursor `name` of this log, made if absent.
+
+        Each cursor can be open once; AttachError if it is open elsewhere. ValueError for a
+        name that is not 1 to 64 letters, digits, dots, dashes or underscores.
+        """
+        self._live()
+        return Cursor(self._directory, name, self._mode, self)
+
+    # --------------------------------------------------------------- reading
+
+    def _bounds(self) -> tuple[int, int]:
+        block = self._live().control
+        return block.trimmed_lsn, block.committed_lsn
+
+    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
+        """Yield records as they are committed, waiting for more at the end.
+
+        start: as read(), default from now on. timeout: seconds without a record after
+        which TimeoutError is raised; None waits for ever, noticing a closed handle
+        (ClosedError), a failed log (LogFailedError) and a dead flusher (a new one is
+        started).
+        """
+        seconds = None if timeout is None else check_timeout(timeout)
+        begin = self._live().control.committed_lsn if start is None else start
+        begin, _ = self._range(begin, None)
+        return self._tail(begin, seconds, start is not None)
+
+    def _tail(self, begin: int, seconds: float | None, named: bool) -> Iterator[Record]:
+        while True:
+            _, committed = self._bounds()
+            yield from self._reader.records(begin, committed, committed, named=named)
+            begin, named = max(begin, committed), named and committed <= begin
+            wait_s = 3600.0 if seconds is None else seconds
+            if not self._waiting.until(COMMITTED, begin + 1, deadline_after(wait_s)) and seconds is not None:
+                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+
+    # ----------------------------------------------------------- information
+
+    @property
+    def reserved_lsn(self) -> int:
+        """The tail: where the next record will go."""
+        return self._live().control.reserved_lsn
+
+    @property
+    def committed_lsn(self) -> int:
+        """Readers see every record below it."""
+        return self._live().control.committed_lsn
+
+    @property
+    def durable_lsn(self) -> int:
+        """Every record below it survives power loss."""
+        return self._live().control.durable_lsn
+
+    @property
+    def trimmed_lsn(self) -> int:
+        """Records below it may be gone."""
+        return self._live().control.trimmed_lsn
+
+    @property
+    def segment_bytes(self) -> int:
+        """What each segment file holds, without its header; fixed when the log was made."""
+        return self._directory.identity.geometry.segment_bytes
+
+    @property
+    def window_bytes(self) -> int:
+        """How much may be reserved and not yet committed; fixed when the log was made."""
+        return self._directory.identity.geometry.window_bytes
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    def statistics(self) -> Statistics:
+        """Watermarks, counters and participants now."""
+        joined = self._live()
+        return gather(joined.control, joined.participants, joined.flusher_runs())
+
+
+_logs: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for log in list(_logs):
+        log._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _reopen(path: str, flusher: FlusherMode, sync_interval: float, mode: int, timeout: float) -> Log:
+    return Log(directory.load(path), flusher, sync_interval, mode, timeout)
+
+
+def open(
+    path: str | os.PathLike[str],
+    create: bool = False,
+    *,
+    segment_bytes: int | None = None,
+    window_bytes: int | None = None,
+    flusher: FlusherMode = "auto",
+    sync_interval: float = 0.01,
+    mode: int = 0o600,
+    timeout: float = 30.0,
+) -> Log:
+    """Open a log for appending and reading.
+
+    path: the log's directory. create=False: it must exist (FileNotFoundError);
+    create=True: make it if absent, with segment_bytes and window_bytes (powers of two,
+    64 MiB each by default; ValueError if given and different from an existing log's).
+    flusher: "auto" starts a flusher process when none runs; "external" never does.
+    sync_interval: seconds between syncs while nobody waits. mode: the files' mode.
+    timeout: seconds that anything of this handle may block unless told otherwise.
+
+    Recovers the log if its control block is gone: CorruptionError when what was vouched
+    for is damaged. Also raises FormatError, AttachError, TimeoutError, OSError.
+    """
+    if flusher not in ("auto", "external"):
+        raise ValueError(f'flusher must be "auto" or "external", not {flusher!r}')
+    if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o664 or mode & 0o600 != 0o600:
+        raise ValueError(f"mode must be 0o600, or up to 0o664, not {mode!r}")
+    seconds = check_timeout(timeout)
+    interval = check_timeout(sync_interval, "sync_interval")
+    where = os.fsdecode(path)
+    if create and not directory.exists(where):
+        wanted = Geometry(
+            SEGMENT_BYTES_DEFAULT if segment_bytes is None else segment_bytes,
+            WINDOW_BYTES_DEFAULT if window_bytes is None else window_bytes,
+        )
+        found = directory.create(where, wanted, mode)
+    else:
+        found = directory.load(where)
+    has = found.identity.geometry
+    for name, given, own in (
+        ("segment_bytes", segment_bytes, has.segment_bytes),
+        ("window_bytes", window_bytes, has.window_bytes),
+    ):
+        if given is not None and given != own:
+            raise ValueError(f"{name}={given}, but the log {found.path} has {own}")
+    return Log(found, flusher, interval, mode, seconds)

@@ -1,0 +1,1 @@
+"""Memory: the control block; knows no files."""

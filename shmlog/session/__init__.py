@@ -1,0 +1,1 @@
+"""Session: one life of a control block, to join, serve, look and leave; knows no records."""

@@ -1,0 +1,186 @@
+"""Attachment: one joining of this process to a log.
+
+Under the set-up byte, an opener either joins the surviving control block or, when
+there is none and nobody lives, recovers the files and makes one; then it takes a
+participant slot.
+
+    block        anybody alive    what happens
+    -----        -------------    ------------
+    there, ours  any              join it: records of dead processes are in it
+    there, of    nobody           remove it, recover from the files
+    another boot
+    or build     somebody         AttachError
+    not there    nobody           recover from the files, make it
+    not there    somebody, for    AttachError: a second block beside a live one would
+                 some time        write one log twice
+
+This module knows how to join and leave.  It may not know what a handle offers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shmlog.disk.directory import Directory
+from shmlog.disk.recovery import Case, Recovery, recover
+from shmlog.errors import AttachError
+from shmlog.format.geometry import PARTICIPANT_COUNT
+from shmlog.format.layout import ROLE_HANDLE
+from shmlog.memory import control
+from shmlog.memory.control import ControlBlock, StaleBlockError
+from shmlog.memory.participants import Participants, TableFullError
+from shmlog.system import files
+from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile
+
+PATIENCE_S = 2.0
+"""How long a missing block beside a held lock is taken for a process that is just
+ending: its locks go when its last thread has gone."""
+
+log = logging.getLogger("shmlog")
+
+
+class BlockMissingError(AttachError):
+    """Somebody holds a lock of the log, but there is no control block."""
+
+
+@dataclass(slots=True)
+class Attachment:
+    """What a participant holds."""
+
+    directory: Directory
+    lock: LockFile
+    control: ControlBlock
+    participants: Participants
+    number: int
+    boot_id: bytes
+    recovery: Recovery | None
+    """what was found, if this process had to recover the log"""
+
+    def flusher_runs(self) -> bool:
+        return self.lock.locked(LEASE_BYTE)
+
+    def detach(self) -> None:
+        """Give the slot back; its claims must be idle."""
+        self.participants.release(self.number)
+        self.control.commit_bell.ring()  # the flusher may want to leave too
+
+
+def somebody_lives(lock: LockFile) -> bool:
+    """A participant or a flusher, other than through this LOCK file."""
+    return lock.locked(LEASE_BYTE) or lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
+
+
+def take_setup(lock: LockFile, deadline: float) -> None:
+    """Take the set-up byte, which others hold for moments only."""
+    pause_s = 0.0005
+    while not lock.try_lock(SETUP_BYTE):
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{lock.path}: another process has been setting the log up for too long")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.02)
+
+
+def attach(
+    directory: Directory,
+    mode: int,
+    role: int,
+    deadline: float,
+    lock: LockFile | None = None,
+    make: bool = True,
+    when_full: Callable[[], None] | None = None,
+) -> Attachment:
+    """Join the log, as the table above.  A lock given stays the caller's on an error.
+
+    make=False: FileNotFoundError instead of a new block when there is none and nobody
+    lives.  when_full: called now and then while every slot is used; it should see to a
+    flusher, which frees those of the dead."""
+    boot = files.boot_id()
+    own = lock is None
+    lock = lock or LockFile(directory.lock_path, mode)
+    try:
+        patience, ask_at = min(deadline, time.monotonic() + PATIENCE_S), 0.0
+        while True:
+            take_setup(lock, deadline)
+            try:
+                block, recovery = _join_or_make(directory, lock, boot, mode, make)
+                participants = block.participants(lock)
+                if role != ROLE_HANDLE:  # flushers that failed have left their slots
+                    participants.retire_dead()
+                number = participants.take(role)
+                break
+            except BlockMissingError:
+                if time.monotonic() >= patience:
+                    raise
+            except TableFullError:
+                ask_at = ask_at or time.monotonic()
+                if when_full is None or time.monotonic() >= deadline:
+                    raise
+            finally:
+                lock.unlock(SETUP_BYTE)
+            if when_full and ask_at and time.monotonic() >= ask_at:
+                when_full()
+                ask_at = time.monotonic() + 1.0
+            time.sleep(0.005)
+    except BaseException:
+        if own:
+            lock.close()
+        raise
+    return Attachment(directory, lock, block, participants, number, boot, recovery)
+
+
+def _join_or_make(
+    directory: Directory, lock: LockFile, boot: bytes, mode: int, make: bool
+) -> tuple[ControlBlock, Recovery | None]:
+    identity = directory.identity
+    try:
+        return ControlBlock.attach(identity, boot, mode, lock.place()), None
+    except FileNotFoundError:
+        if somebody_lives(lock):
+            raise BlockMissingError(
+                f"{directory.path} is in use, but its control block"
+                f" /dev/shm/{control.block_name(identity.log_id)} is not here:"
+                " it was removed, or its users are in another container"
+            ) from None
+        if not make:
+            raise
+    except StaleBlockError as error:
+        if somebody_lives(lock):
+            raise
+        log.warning("replacing a control block that nobody uses: %s", error)
+        control.unlink_all(identity.log_id)
+    found = recover(directory, boot)
+    if found.case not in (Case.EMPTY, Case.CLEAN):
+        log.warning(
+            "%s recovered (%s): goes on at LSN %d, %d holes filled, %d bytes dropped%s",
+            directory.path,
+            found.case.value,
+            found.end_lsn,
+            len(found.holes),
+            found.dropped_bytes,
+            f" ({found.reason})" if found.reason else "",
+        )
+    end, trimmed = found.end_lsn, found.trimmed_lsn
+    block = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place())
+    return block, found
+
+
+def leave_unserved(attachment: Attachment) -> None:
+    """Detach where no flusher could be started; take the block down if it is of no use."""
+    control, lock = attachment.control, attachment.lock
+    take_setup(lock, time.monotonic() + PATIENCE_S)
+    try:
+        if somebody_lives(lock) or control.durable_lsn < control.reserved_lsn:
+            attachment.detach()
+        else:
+            take_down(attachment)
+    finally:
+        lock.unlock(SETUP_BYTE)
+
+
+def take_down(attachment: Attachment) -> None:
+    """Remove the control block; the caller holds the set-up byte and is the last."""
+    attachment.participants.release(attachment.number)
+    attachment.control.unlink()

@@ -1,0 +1,1 @@
+"""System: the doors to the operating system; knows no log."""

@@ -1,0 +1,1 @@
+"""Tools: what is done to a whole log by its path; returns plain reports."""

@@ -1,0 +1,82 @@
+"""Info: what `shmlog info` tells of a log, live or dead, without joining it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from typing import Any
+
+from shmlog.disk import directory
+from shmlog.disk.recovery import inspect
+from shmlog.disk.segments import list_segments, segment_path
+from shmlog.errors import CorruptionError
+from shmlog.format.geometry import PARTICIPANT_COUNT
+from shmlog.format.layout import CB, PT, STATE_FAILED
+from shmlog.memory import control
+from shmlog.system import files
+from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
+
+
+def describe(path: str) -> dict[str, Any]:
+    """A plain dictionary; FileNotFoundError or FormatError when there is no log."""
+    where = directory.load(path)
+    identity = where.identity
+    segments = list_segments(where)
+    blocks = 0
+    for first in segments:
+        with contextlib.suppress(FileNotFoundError):  # trimmed meanwhile
+            blocks += os.stat(segment_path(where, first)).st_blocks
+    facts: dict[str, Any] = {
+        "path": where.path,
+        "log_id": identity.log_id.hex(),
+        "created": datetime.datetime.fromtimestamp(identity.created_ns / 1e9, datetime.UTC).isoformat(),
+        "segment_bytes": identity.geometry.segment_bytes,
+        "window_bytes": identity.geometry.window_bytes,
+        "segments": len(segments),
+        "disk_bytes": blocks * 512,
+    }
+    view = control.view_block(identity, files.boot_id(), where.lock_path)
+    if view is None:
+        return facts | _dead(where)
+    with LockView(where.lock_path) as lock:
+        pids = [
+            view.load(CB.HEADER_BYTES + number * PT.BYTES + PT.PID)
+            for number in range(PARTICIPANT_COUNT)
+            if lock.locked(FIRST_PARTICIPANT_BYTE + number)
+        ]
+        flusher = view.load(CB.FLUSHER_PID) if lock.locked(LEASE_BYTE) else None
+    return facts | {
+        "state": "failed" if view.load(CB.STATE) == STATE_FAILED else "live",
+        "reserved_lsn": view.load(CB.RESERVED_LSN),
+        "committed_lsn": view.load(CB.COMMITTED_LSN),
+        "durable_lsn": view.load(CB.DURABLE_LSN),
+        "trimmed_lsn": view.load(CB.TRIMMED_LSN),
+        "epoch": view.load(CB.EPOCH),
+        "syncs": view.load(CB.SYNCS),
+        "holes_filled": view.load(CB.FILL_COUNT),
+        "flusher_pid": flusher,
+        "participant_pids": [pid for pid in pids if pid != flusher],
+    }
+
+
+def _dead(where: directory.Directory) -> dict[str, Any]:
+    try:
+        found = inspect(where, files.boot_id())
+    except CorruptionError as error:
+        return {"state": "corrupt", "problem": str(error), "problem_lsn": error.lsn}
+    return {
+        "state": found.case.value,
+        "committed_lsn": found.end_lsn,
+        "durable_lsn": found.vouched_lsn,
+        "trimmed_lsn": found.trimmed_lsn,
+        "epoch": found.epoch,
+        "dropped_bytes": found.dropped_bytes,
+        "holes": len(found.holes),
+    }
+
+
+def text(facts: dict[str, Any]) -> str:
+    """For people: one fact a line."""
+    width = max(len(key) for key in facts)
+    return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in facts.items())

@@ -1,0 +1,121 @@
+"""Verify: check every frame of a log against its checksum and its place.
+
+Reads with pread, changes nothing, and works on a live log (up to committed_lsn)
+as on a dead one (up to where recovery would go on).  Segments are checked side by
+side, for each begins with a frame, and judged in their order.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shmlog.disk import segment
+from shmlog.disk.directory import Directory
+from shmlog.disk.segments import list_segments, segment_path
+from shmlog.disk.walk import Scanner, Walk
+from shmlog.errors import FormatError
+from shmlog.format.layout import PROBLEMS
+from shmlog.system import files
+
+THREADS_MAX = 4
+"""More than keep up with the memory of most machines only take cores from the writers."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What verify() found; ok is the verdict, problem_lsn where the first problem is (None
+    also for a problem of no one place)."""
+
+    path: str
+    ok: bool
+    begin_lsn: int
+    end_lsn: int
+    records: int
+    checked_bytes: int
+    problem_lsn: int | None = None
+    problem: str = ""
+    state: str = "live"
+    """live, or the recovery case that a dead log is in"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+
+def check_frames(
+    directory: Directory,
+    begin_lsn: int,
+    end_lsn: int,
+    state: str,
+    progress: Callable[[int, int], None] | None = None,
+    holes: tuple[tuple[int, int], ...] = (),
+) -> VerifyReport:
+    """Check [begin_lsn, end_lsn), both of them frame boundaries, but for the holes that
+    recovery would fill; stops at the first problem.  progress(done_bytes, all_bytes) is
+    called after each segment."""
+    records = 0
+    ranges, at = [], begin_lsn
+    for low, high in (*holes, (end_lsn, end_lsn)):
+        ranges += directory.identity.geometry.segment_ranges(at, low)
+        at = high
+    for begin, end, walking in _walks(directory, ranges):
+        try:
+            walk = walking.result()
+        except FormatError as error:  # the file was replaced or cut
+            bad, problem = begin, str(error)
+        except FileNotFoundError:
+            bad, problem = begin, f"{segment_path(directory, begin)}: the segment is missing"
+        else:
+            records += walk.records
+            bad, problem = walk.bad_lsn, PROBLEMS[walk.problem] if walk.problem else ""
+        if problem:
+            return VerifyReport(
+                directory.path, False, begin_lsn, end_lsn, records, bad - begin_lsn, bad, problem, state
+            )
+        if progress is not None:
+            progress(end - begin_lsn, end_lsn - begin_lsn)
+    return VerifyReport(directory.path, True, begin_lsn, end_lsn, records, end_lsn - begin_lsn, state=state)
+
+
+def first_bad_segment(directory: Directory) -> int | None:
+    """The first LSN of the first segment file that is none of this log's, or is cut; None
+    if there is no such file."""
+    identity = directory.identity
+    for first in list_segments(directory):
+        path = segment_path(directory, first)
+        try:
+            with files.descriptor(files.open_file(path, writable=False)) as fd:
+                segment.check(fd, path, identity.log_id, first, identity.geometry)
+        except FormatError:
+            return first
+    return None
+
+
+def _walks(directory: Directory, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int, Future[Walk]]]:
+    """Each range and its walk, in order; a few threads work ahead of the consumer."""
+    threads = min(THREADS_MAX, os.cpu_count() or 1, len(ranges))
+    if not threads:
+        return
+    own = threading.local()
+
+    def walk(begin: int, end: int) -> Walk:
+        if not hasattr(own, "scanner"):
+            own.scanner = closing.enter_context(Scanner(directory))
+        scanner: Scanner = own.scanner
+        return scanner.walk(begin, end)
+
+    # closed after the threads have ended
+    with ExitStack() as closing, ThreadPoolExecutor(threads, "shmlog-verify") as pool:
+        ahead: deque[tuple[int, int, Future[Walk]]] = deque()
+        for begin, end in ranges:
+            ahead.append((begin, end, pool.submit(walk, begin, end)))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft()
+        yield from ahead
