@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.memory.statistics import Statistics
-    from shmlog.records.reader import Record, RecordBatch
-    from shmlog.tools.recover import recover, verify
-    from shmlog.tools.verify import VerifyReport
+    from shmlog.records.batch import Record, RecordBatch
+    from shmlog.tools.recover import recover
+    from shmlog.tools.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
 
@@ -40,11 +40,11 @@ _HOMES = {
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
-    "tools.recover": "recover verify",
+    "tools.recover": "recover",
     "memory.statistics": "Statistics",
-    "records.reader": "Record RecordBatch",
+    "records.batch": "Record RecordBatch",
     "disk.recovery": "Recovery",
-    "tools.verify": "VerifyReport",
+    "tools.verify": "VerifyReport verify",
     "_native": "Reservation",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -38,10 +38,11 @@ from dataclasses import dataclass, field, replace
 from shmlog import _native
 from shmlog.disk import segment
 from shmlog.disk.directory import Directory
-from shmlog.disk.segments import list_segments, segment_path
-from shmlog.disk.walk import Scanner
+from shmlog.disk.segments import list_segments, newest_mark, segment_path
+from shmlog.disk.walk import Walker
 from shmlog.errors import CorruptionError, FormatError
-from shmlog.format.layout import GRANULE_BYTES, KIND_FILL, PROBLEMS, SEGMENT_HEADER_BYTES
+from shmlog.format.layout import GRANULE_BYTES, KIND_FILL, SEGMENT_HEADER_BYTES
+from shmlog.format.marks import Mark
 from shmlog.system import files
 
 
@@ -72,21 +73,7 @@ class Recovery:
     """from end_lsn to the last byte that was not zero"""
     reason: str = ""
     """why the first invalid frame was not valid"""
-    mark: segment.Mark | None = field(default=None, repr=False)
-
-
-def _newest_mark(directory: Directory, segments: list[int]) -> segment.Mark:
-    marks = []
-    for first in segments:
-        path = segment_path(directory, first)
-        with files.descriptor(files.open_file(path, writable=False)) as fd:
-            page = segment.check(fd, path, directory.identity.log_id, first, directory.identity.geometry)
-        mark = segment.newest_mark(page, directory.identity.log_id)
-        if mark:
-            marks.append(mark)
-    if not marks:
-        raise FormatError(f"{directory.segments_path}: no segment holds a valid mark")
-    return max(marks)
+    mark: Mark | None = field(default=None, repr=False)
 
 
 def inspect(directory: Directory, boot_id: bytes) -> Recovery:
@@ -95,7 +82,9 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     segments = list_segments(directory)
     if not segments:
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
-    mark = _newest_mark(directory, segments)
+    mark = newest_mark(directory, segments, check=True)
+    if mark is None:
+        raise FormatError(f"{directory.segments_path}: no segment holds a valid mark")
     vouched, trimmed, size = mark.durable_lsn, mark.trimmed_lsn, geometry.segment_bytes
     # Of what was trimmed, any file may be there still: their removal is made durable in any order.
     present = set(segments)
@@ -110,17 +99,17 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
         stop += size
     same_boot = mark.boot_id == boot_id
     holes: list[tuple[int, int]] = []
-    with Scanner(directory) as scanner:
-        walk = scanner.walk(begin, stop)
-        end, reason = walk.end_lsn, PROBLEMS[walk.problem]
+    with Walker(directory) as walker:
+        walk = walker.walk(begin, stop)
+        end, reason = walk.end_lsn, walk.problem.text
         if end < vouched:
             raise CorruptionError(segment_path(directory, walk.bad_lsn), walk.bad_lsn, reason)
-        while same_boot and (found := scanner.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
-            walk = scanner.walk(found, stop)
+        while same_boot and (found := walker.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
+            walk = walker.walk(found, stop)
             if walk.end_lsn > found:  # not the frames of an incomplete batch
                 holes.append((end, found))
                 end = walk.end_lsn
-        dropped = scanner.last_byte(end, stop) - end
+        dropped = walker.last_byte(end, stop) - end
     found_at = Recovery(Case.CLEAN, end, trimmed, vouched, mark.epoch, mark=mark)
     if mark.clean and end == vouched and dropped <= 0:
         return found_at

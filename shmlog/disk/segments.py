@@ -14,6 +14,9 @@ from shmlog import _native
 from shmlog.disk import segment
 from shmlog.disk.directory import Directory
 from shmlog.errors import FormatError
+from shmlog.format import marks
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
+from shmlog.format.marks import Mark
 from shmlog.system import files
 
 
@@ -36,6 +39,23 @@ def list_segments(directory: Directory) -> list[int]:
 def segment_path(directory: Directory, lsn: int) -> str:
     first = directory.identity.geometry.segment_begin(lsn)
     return os.path.join(directory.segments_path, segment.file_name(first))
+
+
+def newest_mark(directory: Directory, segments: list[int], *, check: bool) -> Mark | None:
+    """The newest mark over all of these segment files, or None if none holds one.  check:
+    FormatError unless each is a whole file of this log."""
+    identity, found = directory.identity, []
+    for first in segments:
+        path = segment_path(directory, first)
+        with files.descriptor(files.open_file(path, writable=False)) as fd:
+            if check:
+                page = segment.check(fd, path, identity.log_id, first, identity.geometry)
+            else:
+                page = os.pread(fd, SEGMENT_HEADER_BYTES, 0)
+        mark = marks.newest_mark(page, identity.log_id)
+        if mark:
+            found.append(mark)
+    return max(found, default=None)
 
 
 def map_segment(directory: Directory, lsn: int, writable: bool) -> _native.Mapping:

@@ -1,4 +1,4 @@
-"""Scan: walk the frames of segment files that nobody vouches for.
+"""Walk: check the frames of segment files that nobody vouches for.
 
 Files are read with pread into one buffer that stays in the processor's cache,
 never through a map: a file that is cut off or gone meanwhile is an error here,
@@ -20,11 +20,11 @@ from shmlog.disk import segment
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import segment_path
 from shmlog.errors import FormatError
-from shmlog.format.layout import GRANULE_BYTES, PROBLEMS
+from shmlog.format.layout import GRANULE_BYTES, Problem
 from shmlog.system import files
 
 CHUNK_BYTES = 1 << 20
-_TOO_SHORT = (PROBLEMS.index("the length goes past the end"), PROBLEMS.index("the header does not fit"))
+_TOO_SHORT = (Problem.BAD_LENGTH, Problem.OUT_OF_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Walk:
     """of the last whole frame or batch"""
     bad_lsn: int
     """where the first frame that is not valid should be, or the bound"""
-    problem: int
-    """an index of PROBLEMS; 0: the bound was reached"""
+    problem: Problem
+    """VALID: the bound was reached"""
     records: int
 
 
-class Scanner:
+class Walker:
     """Reads the segment files of one log; a context manager."""
 
     def __init__(self, directory: Directory) -> None:
@@ -51,7 +51,7 @@ class Scanner:
         self._first = -1
         self._fd = -1
 
-    def __enter__(self) -> Scanner:
+    def __enter__(self) -> Walker:
         return self
 
     def __exit__(
@@ -72,7 +72,7 @@ class Scanner:
             batch_open = whole < at
             if problem:
                 return Walk(whole, at, problem, records)
-        return Walk(whole, at, 0, records)
+        return Walk(whole, at, Problem.VALID, records)
 
     def find(self, begin: int, stop: int) -> int | None:
         """The LSN of the next valid frame at or above begin, at granule steps."""
@@ -104,19 +104,18 @@ class Scanner:
 
     # -------------------------------------------------------------- internals
 
-    def _walk_chunk(self, at: int, bound: int) -> tuple[int, int, int, int]:
+    def _walk_chunk(self, at: int, bound: int) -> tuple[int, int, int, Problem]:
         """Walk as far as one chunk shows; a frame larger than that is read whole."""
         size = CHUNK_BYTES
         while True:
             view = self._read(at, bound, size)
             end = at + len(view)
-            count, stopped, whole, problem = _native.walk(
-                view, at, at, end, self._seed, True, -1, False, None
-            )
+            count, stopped, whole, found = _native.walk(view, at, at, end, self._seed, True, -1, False, None)
+            problem = Problem(found)
             if problem not in _TOO_SHORT or end == bound:
                 return count, stopped, whole, problem
             if stopped > at:
-                return count, stopped, whole, 0
+                return count, stopped, whole, Problem.VALID
             size *= 4
 
     def _data(self, begin: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 Three loops, each in a thread of its own, none of which waits for another:
 
-    commit    (here) scan the bits from committed_lsn, store it, clear, raise the
+    commit    (committing) scan the bits from committed_lsn, store it, clear, raise the
               limit; find holes; wake readers and writers
     sync      (syncing) intent, mark, fdatasync, durable_lsn; wake who waits for it
     prepare   (preparing) allocate and fault in the next piece ahead of the tail
@@ -17,8 +17,8 @@ Invariants
   F4  What is given back was taken back first: should this flusher die before the block
       goes, who joins the block may not append into files that are no more.
 
-This module knows the protocol's flusher side.  It may not know how the process
-was started or how its log directory was attached.
+This module knows the order of a flusher's life.  It may not know how the process was
+started or how its log was joined.
 """
 
 from __future__ import annotations
@@ -30,23 +30,14 @@ from collections.abc import Callable
 
 from shmlog.disk.directory import Directory
 from shmlog.errors import AttachError
-from shmlog.flusher.holes import Busy, Hole, fill_hole, find_hole
-from shmlog.flusher.open_segments import LiveSegments
+from shmlog.flusher.committing import PACE_S, Committer
+from shmlog.flusher.open_segments import OpenSegments
 from shmlog.flusher.preparing import Preparer
 from shmlog.flusher.syncing import Syncer
-from shmlog.format.layout import CB, GRANULE_BYTES, SLEEP_AWAKE, SLEEP_IDLE, SLEEP_PACING
+from shmlog.format.layout import CB, SLEEP_AWAKE
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 
-PACE_S = 0.001
-"""Between two commits while writers are busy and nobody waits: they get the cores."""
-STUCK_S = 0.05
-"""The longest time between two looks at a range that a live writer is still copying."""
-SPIN_NS = 50_000
-"""After a commit that somebody waited for: how long to watch for the next record."""
-IDLE_AFTER_S = 0.01
-IDLE_S = 0.25
-RETIRE_EVERY_S = 0.1
 LOOPS_END_S = 60.0
 
 log = logging.getLogger("shmlog.flusher")
@@ -67,20 +58,27 @@ class Flusher:
         sync_interval: float,
         linger: bool,
     ) -> None:
-        self._identity = directory.identity
         self._geometry = directory.identity.geometry
         self._control = control
         self._native = control.native
         self._participants = participants
-        self._number = number
         self._linger = linger
-        self._live = LiveSegments(directory, mode)
-        self._syncer = Syncer(control, self._live, self._geometry, boot_id, sync_interval)
+        self._segments = OpenSegments(directory, mode)
+        self._syncer = Syncer(control, self._segments, self._geometry, boot_id, sync_interval)
         self._preparer = Preparer(
-            control, self._live, self._geometry, lambda: self._syncer.mark, self._syncer.fail
+            control, self._segments, self._geometry, lambda: self._syncer.mark, self._syncer.fail
+        )
+        self._committer = Committer(
+            control,
+            participants,
+            number,
+            self._geometry,
+            self._segments.memory,
+            self._check,
+            self._syncer.committed,
+            self._preparer.ask,
         )
         self._ending = threading.Event()
-        self._told_to_stop = False
         self._broken: BaseException | None = None
 
     # ------------------------------------------------------------------- life
@@ -95,7 +93,7 @@ class Flusher:
         for thread in threads:
             thread.start()
         try:
-            self._commit_loop()
+            self._committer.loop(self._linger)
         finally:
             self._ending.set()
             self._preparer.wake()
@@ -110,13 +108,13 @@ class Flusher:
 
     def stop(self) -> None:
         """End run() soon; callable from a signal handler."""
-        self._told_to_stop = True
+        self._committer.told_to_stop = True
         self._control.commit_bell.ring()
 
     @property
     def stopped(self) -> bool:
         """Whether stop() was called."""
-        return self._told_to_stop
+        return self._committer.told_to_stop
 
     def settle(self) -> None:
         """Commit what is published and make it durable, mark included."""
@@ -131,7 +129,7 @@ class Flusher:
         make all durable, mark the log clean, give back what was prepared for nothing."""
         self._check()
         while (g := self._control.step()[0]) < self._control.reserved_lsn:
-            if not self._repair(g):
+            if not self._committer.repair(g):
                 time.sleep(PACE_S)
         if not self._control.failed:
             self._syncer.sync(self._control.committed_lsn)
@@ -142,7 +140,7 @@ class Flusher:
         end = self._control.durable_lsn
         for word in (CB.LIMIT_LSN, CB.PREPARED_LSN):  # F4
             self._native.store(word, end)
-        self._live.give_back(end)
+        self._segments.give_back(end)
         self._syncer.sync_mark(clean=True)
 
     def _check(self) -> None:
@@ -154,7 +152,7 @@ class Flusher:
     def close(self) -> None:
         self._native.store(CB.COMMIT_SLEEP, SLEEP_AWAKE)
         self._native.store(CB.SYNC_SLEEP, SLEEP_AWAKE)
-        self._live.close()
+        self._segments.close()
 
     def _guarded(self, loop: Callable[[threading.Event], None]) -> None:
         try:
@@ -168,76 +166,6 @@ class Flusher:
         """Open what is live, and go on where a dead flusher stopped."""
         durable, prepared = self._control.durable_lsn, self._native.load(CB.PREPARED_LSN)
         for first, _ in self._geometry.segment_ranges(self._geometry.segment_begin(durable), prepared):
-            self._live.get(first)
-        self._live.sync_names()
+            self._segments.get(first)
+        self._segments.sync_names()
         self._syncer.take_over()
-
-    # ----------------------------------------------------------------- commit
-
-    def _commit_loop(self) -> None:
-        native = self._native
-        previous = -1
-        progress_at = retired_at = time.monotonic()
-        stuck_s = PACE_S
-        while not self._told_to_stop:
-            committed, reserved, _, limit = self._control.step()
-            now = time.monotonic()
-            progressed = committed != previous
-            if progressed:
-                native.add(CB.COMMITS, 1)
-                previous, progress_at, stuck_s = committed, now, PACE_S / 4
-                self._syncer.committed()
-            self._preparer.ask(reserved)
-            if now - retired_at > RETIRE_EVERY_S:
-                retired_at = now
-                self._check()
-                self._participants.retire_dead()
-                if not self._linger and not self._participants.anybody():
-                    return
-            wanted = self._wanted()
-            waited_for = wanted[0] > committed or wanted[1] > limit
-            if progressed and waited_for and native.watch(committed, SPIN_NS):
-                continue  # who is read as it writes is likely to go on
-            if committed < reserved and not progressed:
-                if self._repair(committed):
-                    continue
-                stuck_s = min(stuck_s * 1.5, STUCK_S)
-                self._sleep(stuck_s, waited_for, committed, reserved, wanted)
-            elif not waited_for and (progressed or now - progress_at < IDLE_AFTER_S):
-                self._sleep(PACE_S, False, committed, reserved, wanted)
-            elif self._sleep(IDLE_S, True, committed, reserved, wanted) and not waited_for:
-                retired_at = 0.0  # rung for no record that is here: perhaps somebody has left
-
-    def _wanted(self) -> tuple[int, int]:
-        return self._native.load(CB.WANTED_COMMITTED), self._native.load(CB.WANTED_LIMIT)
-
-    def _sleep(
-        self, timeout_s: float, idle: bool, committed: int, reserved: int, wanted: tuple[int, int]
-    ) -> bool:
-        """Sleep on the commit bell unless something changed since it was looked at (WANTED);
-        idle: also be rung by the next append (SLEEP).  Whether it was rung."""
-        native = self._native
-        native.store(CB.COMMIT_SLEEP, SLEEP_IDLE if idle else SLEEP_PACING)
-        rung = False
-        if self._wanted() == wanted and not (idle and self._moved(committed, reserved)):
-            rung = self._control.commit_bell.wait(timeout_s)
-        native.store(CB.COMMIT_SLEEP, SLEEP_AWAKE)
-        return rung
-
-    def _moved(self, committed: int, reserved: int) -> bool:
-        if self._control.reserved_lsn != reserved:
-            return True
-        end = committed + GRANULE_BYTES
-        return committed < reserved and self._native.scan(committed, end, False) == end
-
-    def _repair(self, g: int) -> bool:
-        """Fill the hole at g if there is one; whether the scan should go on at once."""
-        found = find_hole(self._native, self._participants, g)
-        if isinstance(found, Busy):
-            return False
-        if isinstance(found, Hole):
-            self._check()
-            log.warning("filling [%d, %d): its writer died", found.begin, found.end)
-            seed, memory = self._identity.seed, self._live.memory
-            fill_hole(self._native, self._participants, self._number, found, self._geometry, seed, memory)
-        return True

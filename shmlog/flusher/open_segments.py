@@ -1,4 +1,4 @@
-"""Live segments: those that the flusher holds open.
+"""Open segments: those that the flusher holds open.
 
 Invariants
   L1  A segment's descriptors are open here before the first store into it can happen:
@@ -22,14 +22,15 @@ from dataclasses import dataclass, field
 from shmlog import _native
 from shmlog.disk import segment
 from shmlog.disk.directory import Directory
-from shmlog.disk.segments import list_segments, segment_path
+from shmlog.disk.segments import list_segments, newest_mark, segment_path
 from shmlog.format.geometry import PAGE_BYTES
 from shmlog.format.layout import SEGMENT_HEADER_BYTES
+from shmlog.format.marks import Header, Mark
 from shmlog.system import files
 
 
 @dataclass(slots=True)
-class Live:
+class OpenSegment:
     """One open segment."""
 
     sync_fd: int
@@ -63,7 +64,7 @@ class Live:
                 os.close(self.prepare_fd)
 
 
-class LiveSegments:
+class OpenSegments:
     """The open segments of one flusher, by LSN.  Its threads share it."""
 
     def __init__(self, directory: Directory, mode: int) -> None:
@@ -71,12 +72,12 @@ class LiveSegments:
         self._identity = directory.identity
         self._geometry = directory.identity.geometry
         self._mode = mode
-        self._open: dict[int, Live] = {}
+        self._open: dict[int, OpenSegment] = {}
         self._lock = threading.Lock()
         self._making = threading.Lock()
         self._place = self._look()
 
-    def get(self, lsn: int) -> Live:
+    def get(self, lsn: int) -> OpenSegment:
         """The segment that holds lsn, opened at the first call."""
         first = self._geometry.segment_begin(lsn)
         found = self._open.get(first)
@@ -88,7 +89,7 @@ class LiveSegments:
                     found = self._open[first] = self._adopt(first, files.open_file(path, writable=True))
         return found
 
-    def get_or_create(self, lsn: int, mark: segment.Mark) -> tuple[Live, bool]:
+    def get_or_create(self, lsn: int, mark: Mark) -> tuple[OpenSegment, bool]:
         """As get(), making the file if there is none; and whether it was made.  The
         file and its name are durable then."""
         first = self._geometry.segment_begin(lsn)
@@ -100,9 +101,7 @@ class LiveSegments:
                     errno.ESTALE, "the log's directory was removed or replaced", self._directory.path
                 )
             path, geometry = segment_path(self._directory, first), self._geometry
-            header = segment.Header(
-                self._identity.log_id, first, geometry.segment_bytes, mark.epoch, time.time_ns()
-            )
+            header = Header(self._identity.log_id, first, geometry.segment_bytes, mark.epoch, time.time_ns())
             fd = segment.create(path, header, mark, geometry, self._mode)
             with self._lock:  # another thread may have opened what has just got its name
                 made = self._open.get(first)
@@ -119,20 +118,13 @@ class LiveSegments:
     def exists(self, lsn: int) -> bool:
         return os.path.lexists(segment_path(self._directory, lsn))
 
-    def opened(self, lsn: int) -> Live | None:
+    def opened(self, lsn: int) -> OpenSegment | None:
         """The segment that holds lsn if it is open."""
         return self._open.get(self._geometry.segment_begin(lsn))
 
-    def newest_mark(self) -> segment.Mark | None:
+    def newest_mark(self) -> Mark | None:
         """The newest mark over all segment files."""
-        marks = []
-        for first in list_segments(self._directory):
-            path = segment_path(self._directory, first)
-            with files.descriptor(files.open_file(path, writable=False)) as fd:
-                mark = segment.newest_mark(os.pread(fd, SEGMENT_HEADER_BYTES, 0), self._identity.log_id)
-            if mark:
-                marks.append(mark)
-        return max(marks, default=None)
+        return newest_mark(self._directory, list_segments(self._directory), check=False)
 
     def rewrite(self, begin: int, end: int) -> None:
         """Make every page of [begin, end) dirty, the headers' too: the next sync writes
@@ -183,8 +175,8 @@ class LiveSegments:
 
     def close(self) -> None:
         with self._lock:
-            for live in self._open.values():
-                live.close()
+            for opened in self._open.values():
+                opened.close()
             self._open.clear()
 
     def _look(self) -> tuple[int, int] | None:
@@ -195,7 +187,7 @@ class LiveSegments:
             return None
         return found.st_dev, found.st_ino
 
-    def _adopt(self, first: int, sync_fd: int) -> Live:
+    def _adopt(self, first: int, sync_fd: int) -> OpenSegment:
         path, geometry = segment_path(self._directory, first), self._geometry
         try:
             segment.check(sync_fd, path, self._identity.log_id, first, geometry)
@@ -204,4 +196,4 @@ class LiveSegments:
         except BaseException:
             os.close(sync_fd)
             raise
-        return Live(sync_fd, prepare_fd, mapping, memoryview(mapping))
+        return OpenSegment(sync_fd, prepare_fd, mapping, memoryview(mapping))

@@ -20,10 +20,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from shmlog.disk.segment import Mark
-from shmlog.flusher.open_segments import Live, LiveSegments
+from shmlog.flusher.open_segments import OpenSegment, OpenSegments
 from shmlog.format.geometry import LSN_MAX, PAGE_BYTES, Geometry
 from shmlog.format.layout import CB
+from shmlog.format.marks import Mark
 from shmlog.memory.control import ControlBlock
 from shmlog.system import files
 
@@ -43,14 +43,14 @@ class Preparer:
     def __init__(
         self,
         control: ControlBlock,
-        live: LiveSegments,
+        segments: OpenSegments,
         geometry: Geometry,
         newest_mark: Callable[[], Mark],
         fail: Callable[[int], None],
     ) -> None:
         self._control = control
         self._native = control.native
-        self._live = live
+        self._segments = segments
         self._geometry = geometry
         self._newest_mark = newest_mark
         self._fail = fail
@@ -116,26 +116,26 @@ class Preparer:
                     self._make(self._next_lsn)
                 self._next_lsn = -1
 
-    def _make(self, lsn: int) -> Live:
-        live, made = self._live.get_or_create(lsn, self._newest_mark())
+    def _make(self, lsn: int) -> OpenSegment:
+        opened, made = self._segments.get_or_create(lsn, self._newest_mark())
         if made:
             self._native.add(CB.ROLLS, 1)
-        return live
+        return opened
 
     def _prepare(self, begin: int, end: int) -> None:
         if end > LSN_MAX:
             raise OSError(errno.EFBIG, "the log's address space is used up")
         geometry = self._geometry
-        live = self._make(begin)
-        size = os.fstat(live.prepare_fd).st_size
+        opened = self._make(begin)
+        size = os.fstat(opened.prepare_fd).st_size
         if size != geometry.file_bytes:  # allocating would make it whole again, with zeros for records
             self._fail(errno.EFAULT)
             raise OSError(errno.EFAULT, f"a segment file has {size} bytes, not {geometry.file_bytes}")
         at = geometry.file_offset(begin) // PAGE_BYTES * PAGE_BYTES
         stop = geometry.file_offset(begin) + end - begin
-        files.allocate(live.prepare_fd, at, stop)
-        live.mapping.populate(at, stop - at)
-        live.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
+        files.allocate(opened.prepare_fd, at, stop)
+        opened.mapping.populate(at, stop - at)
+        opened.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
         first = geometry.segment_begin(begin)
         if first not in self._zeros:
             self._zeros.append(first)
@@ -152,10 +152,10 @@ class Preparer:
 
     def _sync_zeros(self) -> None:
         for first in self._zeros:
-            live = self._live.opened(first)
-            if live is not None:
+            opened = self._segments.opened(first)
+            if opened is not None:
                 try:
-                    live.sync_zeros()
+                    opened.sync_zeros()
                 except OSError as error:
                     self._fail(error.errno or errno.EIO)
         self._zeros.clear()

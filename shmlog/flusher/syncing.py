@@ -26,9 +26,10 @@ import threading
 import time
 
 from shmlog.disk import segment
-from shmlog.flusher.open_segments import LiveSegments
+from shmlog.flusher.open_segments import OpenSegments
 from shmlog.format.geometry import Geometry
-from shmlog.format.layout import CB, MARK_OFFSETS, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
+from shmlog.format.layout import CB, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
+from shmlog.format.marks import MARK_SLOTS, Mark
 from shmlog.memory.control import ControlBlock
 from shmlog.system import files
 
@@ -48,18 +49,23 @@ class Syncer:
     """The sync half of one flusher."""
 
     def __init__(
-        self, control: ControlBlock, live: LiveSegments, geometry: Geometry, boot_id: bytes, interval_s: float
+        self,
+        control: ControlBlock,
+        segments: OpenSegments,
+        geometry: Geometry,
+        boot_id: bytes,
+        interval_s: float,
     ) -> None:
         self._control = control
         self._native = control.native
-        self._live = live
+        self._segments = segments
         self._geometry = geometry
         self._log_id = control.identity.log_id
         self._interval_s = interval_s
         self._sleeps_long = False
         self._suspect_lsn = 0
-        newest = live.newest_mark()
-        self.mark = segment.Mark(
+        newest = segments.newest_mark()
+        self.mark = Mark(
             epoch=control.load(CB.EPOCH),
             durable_lsn=min(newest.durable_lsn, control.durable_lsn) if newest else 0,
             sequence=newest.sequence if newest else 0,  # the next one goes over the older copy
@@ -150,27 +156,27 @@ class Syncer:
             except OSError as problem:
                 self.fail(problem.errno or errno.EIO)
                 return
-        self.mark = segment.Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
+        self.mark = Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
         if target <= geometry.segment_end(durable):
-            fds: tuple[int, ...] = (self._live.get(durable).sync_fd,)
+            fds: tuple[int, ...] = (self._segments.get(durable).sync_fd,)
         else:
             ranges = geometry.segment_ranges(durable, target)
-            fds = tuple(self._live.get(first).sync_fd for first, _ in ranges)
+            fds = tuple(self._segments.get(first).sync_fd for first, _ in ranges)
         error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
         if error == errno.ECANCELED:  # the preparing side saw an error, perhaps of the same pages
             return
         if error:
             self.fail(error)
         else:
-            self._live.close_below(durable)
+            self._segments.close_below(durable)
 
     def _write_anew(self, begin: int, end: int) -> None:
         """Make [begin, end) dirty, sync it, and ask the file system whether it was written
         (S3); OSError if it was not."""
-        geometry, live = self._geometry, self._live
-        live.rewrite(begin, end)
+        geometry, segments = self._geometry, self._segments
+        segments.rewrite(begin, end)
         for low, high in geometry.segment_ranges(begin, end):
-            fd, at = live.get(low).sync_fd, geometry.file_offset(low)
+            fd, at = segments.get(low).sync_fd, geometry.file_offset(low)
             os.fdatasync(fd)
             if files.never_written(fd, at, at + high - low):
                 raise OSError(errno.EIO, "what a dead flusher could not write is still not written")
@@ -180,9 +186,9 @@ class Syncer:
         durable = self._control.durable_lsn
         self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean)
         last = max(0, durable - 1)
-        if not self._live.exists(last):
+        if not self._segments.exists(last):
             return
-        fd = self._live.get(last).sync_fd
+        fd = self._segments.get(last).sync_fd
         try:
             segment.write_mark(fd, self.mark, self._log_id)
             os.fdatasync(fd)
@@ -211,7 +217,7 @@ class Syncer:
             self.sync_mark(clean=False)
             if control.failed:
                 return
-            log.info("trimmed up to LSN %d: %d files removed", target, self._live.remove_below(target))
+            log.info("trimmed up to LSN %d: %d files removed", target, self._segments.remove_below(target))
             self._native.store(CB.REMOVED_LSN, target)
             self._native.wake(CB.REMOVED_LSN)
 
@@ -222,4 +228,4 @@ class Syncer:
 
     @property
     def _mark_offset(self) -> int:
-        return MARK_OFFSETS[self.mark.sequence % 2]
+        return MARK_SLOTS.offset(self.mark.sequence)

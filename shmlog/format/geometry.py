@@ -50,6 +50,14 @@ class Geometry:
                 f" {self.segment_bytes} bytes: the flusher holds them all open"
             )
 
+    @classmethod
+    def of(cls, segment_bytes: int | None, window_bytes: int | None) -> Geometry:
+        """With the defaults for what is None."""
+        return cls(
+            SEGMENT_BYTES_DEFAULT if segment_bytes is None else segment_bytes,
+            WINDOW_BYTES_DEFAULT if window_bytes is None else window_bytes,
+        )
+
     @property
     def piece_bytes(self) -> int:
         return min(PIECE_BYTES, self.segment_bytes)

@@ -1,20 +1,13 @@
-"""Layout: the numbers that the native core declares, and the formats of what only
-Python reads and writes.
+"""Layout: the numbers of the control block and of the frame header, as the core declares them.
 
-The control block and the frame header are declared once, in native/layout.h, and
-arrive here through the extension.  The headers of segment files are declared
-once, here.
+They are declared once, in native/core/layout.h, and arrive here through the extension.
 
-    segment file   0 ......... 512 ........ 1024 ....... 4096 ............ 4096 + segment_bytes
-                   | header    | mark, even | mark, odd  | frames ...
-
-The two copies of the mark lie in different 512-byte sectors and are written in
-turn, so that a torn write can spoil one of them only.
+This module knows numbers.  It may not know what is done with them.
 """
 
 from __future__ import annotations
 
-import struct
+import enum
 from types import SimpleNamespace
 from typing import Final
 
@@ -69,34 +62,29 @@ _declared = repr(sorted(LAYOUT.items())).encode()
 SIGNATURE: Final = crc32c(_declared) << 32 | FORMAT_VERSION
 """Two builds may share a control block only if this is equal in both."""
 
-SEGMENT_MAGIC: Final = b"SHMLOGSG"
-SEGMENT_HEADER: Final = struct.Struct("<8sII16sQQQq")
-"""magic, format version, header bytes, log id, first LSN, segment bytes, epoch, created
-(ns); a crc32c over them follows."""
 
-MARK_MAGIC: Final = b"MARK"
-MARK: Final = struct.Struct("<4sIQQQQ16s")
-"""magic, flags, sequence, durable LSN, trimmed LSN, epoch, boot id; a crc32c over them,
-started from the crc32c of the log id, follows."""
-MARK_OFFSETS: Final = (512, 1024)
-MARK_CLEAN: Final = 1
+class Problem(enum.IntEnum):
+    """What the native frame check finds; only VALID is false."""
 
-CHECKSUM: Final = struct.Struct("<I")
+    VALID = 0
+    NEVER_WRITTEN = 1
+    BAD_KIND = 2
+    BAD_LSN = 3
+    BAD_LENGTH = 4
+    BAD_CHECKSUM = 5
+    OUT_OF_BOUNDS = 6
 
-PROBLEMS: Final = (
-    "valid",
-    "never written",
-    "unknown kind or flags",
-    "the frame names another LSN",
-    "the length goes past the end",
-    "the checksum does not match",
-    "the header does not fit",
-)
-"""What the native frame check calls its findings, by number."""
+    @property
+    def text(self) -> str:
+        return _PROBLEM_TEXTS[self]
 
-CURSOR_MAGIC: Final = b"CURS"
-CURSOR: Final = struct.Struct("<4sIQQ")
-"""magic, format version, sequence, LSN; a crc32c over them, started from the crc32c of
-the log id, follows."""
-CURSOR_OFFSETS: Final = (0, 512)
-CURSOR_FILE_BYTES: Final = 1024
+
+_PROBLEM_TEXTS: Final = {
+    Problem.VALID: "valid",
+    Problem.NEVER_WRITTEN: "never written",
+    Problem.BAD_KIND: "unknown kind or flags",
+    Problem.BAD_LSN: "the frame names another LSN",
+    Problem.BAD_LENGTH: "the length goes past the end",
+    Problem.BAD_CHECKSUM: "the checksum does not match",
+    Problem.OUT_OF_BOUNDS: "the header does not fit",
+}

@@ -1,4 +1,4 @@
-"""Writer: what an append does when it cannot go straight through.
+"""Appending: what an append does when it cannot go straight through.
 
 The append paths themselves are in the native core, which calls _slow for whatever
 is rare: no room, a segment that is not mapped, a fork, a fault, a sleeping
@@ -10,6 +10,7 @@ This module knows why an append waits.  It may not know how a log is opened.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -23,17 +24,16 @@ from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError
 from shmlog.format.layout import CB
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
-from shmlog.memory.waiting import DURABLE, ROOM, Waiting, check_timeout
+from shmlog.memory.waiting import DURABLE, ROOM, Waiting
+from shmlog.system.deadlines import check_timeout, poll
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-EFAULT = 14
 
-
-class Writer(_native.Writer):
-    """The write half of a handle."""
+class Appending(_native.Writer):
+    """The appending half of a handle."""
 
     def __init__(self, directory: Directory, timeout: float, on_stale: Callable[[], None]) -> None:
         geometry = directory.identity.geometry
@@ -43,7 +43,7 @@ class Writer(_native.Writer):
         self._on_stale = on_stale
         self._map_lock = threading.Lock()
 
-    def bind(self, control: ControlBlock, participants: Participants, number: int, waiting: Waiting) -> None:
+    def _bind(self, control: ControlBlock, participants: Participants, number: int, waiting: Waiting) -> None:
         """Write as participant `number` from now on."""
         self._control = control
         self._participants = participants
@@ -51,12 +51,10 @@ class Writer(_native.Writer):
         self._map_lock = threading.Lock()
         self._attach(control.native, number)
 
-    def seal(self, deadline: float) -> None:
+    def _seal_until(self, deadline: float) -> None:
         """Refuse appends from now on and wait for those in flight."""
-        while busy := self._seal():
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"{busy} appends or reservations of this handle are still open")
-            time.sleep(0.0005)
+        if not poll(lambda: not self._seal(), deadline, pause_max_s=0.0005):
+            raise TimeoutError(f"{self._seal()} appends or reservations of this handle are still open")
         self._unmap()
 
     def append_array(
@@ -114,8 +112,8 @@ class Writer(_native.Writer):
                 f" the limit is {self.record_bytes_max}"
             )
         else:
-            self._control.fail(EFAULT, lsn)
-            raise LogFailedError(EFAULT, lsn, "a segment file was changed or lost under the log")
+            self._control.fail(errno.EFAULT, lsn)
+            raise LogFailedError(errno.EFAULT, lsn, "a segment file was changed or lost under the log")
         return deadline
 
     def _map_segment(self, lsn: int) -> None:
@@ -142,9 +140,9 @@ class Writer(_native.Writer):
     def _why_full(self, end: int) -> str:
         """Name what holds the room back."""
         control = self._control
-        errno = control.load(CB.FULL_ERRNO)
-        if errno:
-            return f"no room for [.., {end}): the flusher cannot prepare more: {os.strerror(errno)}"
+        full_errno = control.load(CB.FULL_ERRNO)
+        if full_errno:
+            return f"no room for [.., {end}): the flusher cannot prepare more: {os.strerror(full_errno)}"
         committed, limit = control.committed_lsn, control.limit_lsn
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"

@@ -4,7 +4,7 @@ A handle is one participant of one log in one process.  Threads may share it.  I
 forked child it attaches anew at its next use, with a slot of its own; pickled, it
 is opened again by its path.
 
-This module puts the parts together.  It may not contain any of the protocol.
+This module puts the parts together.  It may not know how any of them works.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import operator
 import os
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -22,25 +21,25 @@ from shmlog.disk import directory
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery
 from shmlog.errors import ClosedError
-from shmlog.format.geometry import SEGMENT_BYTES_DEFAULT, WINDOW_BYTES_DEFAULT, Geometry
-from shmlog.format.layout import CB, ROLE_HANDLE
-from shmlog.handle.appending import Writer
+from shmlog.format.geometry import Geometry
+from shmlog.format.layout import ROLE_HANDLE
+from shmlog.handle.appending import Appending
 from shmlog.handle.cursor import Cursor
-from shmlog.memory import control
+from shmlog.handle.reading import Reading
 from shmlog.memory.statistics import Statistics, gather
-from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting, check_timeout, deadline_after
-from shmlog.records.reader import Reader, Reading, Record
-from shmlog.session import sidecar
-from shmlog.session.attachment import Attachment, attach, leave_unserved
-from shmlog.system.files import LEASE_BYTE, SETUP_BYTE
+from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting
+from shmlog.records.batch import Record
+from shmlog.records.reader import Reader
+from shmlog.session import flushers
+from shmlog.session.attachment import Attachment, attach
+from shmlog.session.departure import leave_unserved, see_off
+from shmlog.system import files
+from shmlog.system.deadlines import check_timeout, deadline_after
 
 FlusherMode = Literal["auto", "external"]
 
-START_AGAIN_NS = 500_000_000
-"""A flusher that took no lease for so long after its start is taken for dead."""
 
-
-class Log(Writer, Reading):
+class Log(Appending, Reading):
     """A log, open for appending and reading.  Made by shmlog.open()."""
 
     def __init__(
@@ -69,7 +68,7 @@ class Log(Writer, Reading):
         self._generation = _native.fork_generation()
         self.recovery = joined.recovery
         waiting = Waiting(joined.control, joined.number, self._ensure_flusher)
-        self.bind(joined.control, joined.participants, joined.number, waiting)
+        self._bind(joined.control, joined.participants, joined.number, waiting)
         try:
             self._ensure_flusher()
         except BaseException:
@@ -106,7 +105,7 @@ class Log(Writer, Reading):
         self._stale_lock = threading.Lock()
         self._reader = Reader(self._directory)
 
-    def _live(self) -> Attachment:
+    def _attached(self) -> Attachment:
         """This process's attachment; ClosedError if there is none."""
         if self._closed:
             raise ClosedError(f"the log {self.path} has been closed")
@@ -116,25 +115,13 @@ class Log(Writer, Reading):
         return self._joined
 
     def _ensure_flusher(self) -> None:
-        """Start a flusher unless one runs, or is being started by anybody."""
-        joined = self._joined
-        if self._flusher_mode != "auto" or joined.flusher_runs():
-            return
-        native, now = joined.control.native, time.monotonic_ns()
-        before = native.load(CB.STARTING_NS)
-        if before and 0 <= now - before < START_AGAIN_NS:
-            return
-        if not native.compare_exchange(CB.STARTING_NS, before, now):
-            return
-        try:
-            self._start_flusher()
-        except BaseException:
-            native.compare_exchange(CB.STARTING_NS, now, 0)
-            raise
+        """Start a flusher unless one runs, or this handle is told to leave that to others."""
+        if self._flusher_mode == "auto":
+            flushers.ensure(self._joined, self._mode, self._sync_interval)
 
     def _start_flusher(self) -> None:
         if self._flusher_mode == "auto":
-            sidecar.start(self._directory, self._mode, self._sync_interval)
+            flushers.start(self._directory, self._mode, self._sync_interval)
 
     def close(self) -> None:
         """Close the handle; views stay valid.  Idempotent.
@@ -155,7 +142,7 @@ class Log(Writer, Reading):
                 self._closed = True  # first: whoever finds the handle sealed must not renew it
             self._waiting.close()
             try:
-                self.seal(deadline)
+                self._seal_until(deadline)
             except BaseException:
                 self._closed = False
                 self._waiting.reopen()
@@ -166,23 +153,9 @@ class Log(Writer, Reading):
             joined.detach()
             try:
                 if self._flusher_mode == "auto" and not joined.participants.any_handle():
-                    self._await_departure(joined, deadline)
+                    see_off(joined, deadline, self._ensure_flusher)
             finally:
                 joined.lock.close()
-
-    def _await_departure(self, joined: Attachment, deadline: float) -> None:
-        """The last one out: see the flusher off, so that nothing is left behind."""
-        log_id = self._directory.identity.log_id
-        pause_s = 0.0005
-        while control.exists(log_id) and time.monotonic() < deadline and not joined.participants.any_handle():
-            # A flusher that leaves gives the lease back, removes the block, gives the
-            # set-up byte back: seen in this order, only a dead one leaves a block behind.
-            lock = joined.lock
-            if not lock.locked(LEASE_BYTE) and not lock.locked(SETUP_BYTE) and control.exists(log_id):
-                self._ensure_flusher()
-            joined.control.commit_bell.ring()
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, 0.01)
 
     def __enter__(self) -> Log:
         return self
@@ -214,7 +187,7 @@ class Log(Writer, Reading):
         self._wait(COMMITTED, lsn, timeout)
 
     def _wait(self, kind: Kind, lsn: int | None, timeout: float | None) -> None:
-        joined = self._live()
+        joined = self._attached()
         seconds = self._timeout if timeout is None else check_timeout(timeout)
         reserved = joined.control.reserved_lsn
         if lsn is None:
@@ -240,7 +213,7 @@ class Log(Writer, Reading):
         as they are referred to. Blocks until it is done, at most timeout seconds
         (TimeoutError).
         """
-        joined = self._live()
+        joined = self._attached()
         seconds = self._timeout if timeout is None else check_timeout(timeout)
         number = operator.index(before_lsn)
         if not 0 <= number <= joined.control.committed_lsn:
@@ -260,13 +233,13 @@ class Log(Writer, Reading):
         Each cursor can be open once; AttachError if it is open elsewhere. ValueError for a
         name that is not 1 to 64 letters, digits, dots, dashes or underscores.
         """
-        self._live()
+        self._attached()
         return Cursor(self._directory, name, self._mode, self)
 
     # --------------------------------------------------------------- reading
 
     def _bounds(self) -> tuple[int, int]:
-        block = self._live().control
+        block = self._attached().control
         return block.trimmed_lsn, block.committed_lsn
 
     def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
@@ -278,7 +251,7 @@ class Log(Writer, Reading):
         started).
         """
         seconds = None if timeout is None else check_timeout(timeout)
-        begin = self._live().control.committed_lsn if start is None else start
+        begin = self._attached().control.committed_lsn if start is None else start
         begin, _ = self._range(begin, None)
         return self._tail(begin, seconds, start is not None)
 
@@ -296,22 +269,22 @@ class Log(Writer, Reading):
     @property
     def reserved_lsn(self) -> int:
         """The tail: where the next record will go."""
-        return self._live().control.reserved_lsn
+        return self._attached().control.reserved_lsn
 
     @property
     def committed_lsn(self) -> int:
         """Readers see every record below it."""
-        return self._live().control.committed_lsn
+        return self._attached().control.committed_lsn
 
     @property
     def durable_lsn(self) -> int:
         """Every record below it survives power loss."""
-        return self._live().control.durable_lsn
+        return self._attached().control.durable_lsn
 
     @property
     def trimmed_lsn(self) -> int:
         """Records below it may be gone."""
-        return self._live().control.trimmed_lsn
+        return self._attached().control.trimmed_lsn
 
     @property
     def segment_bytes(self) -> int:
@@ -330,7 +303,7 @@ class Log(Writer, Reading):
 
     def statistics(self) -> Statistics:
         """Watermarks, counters and participants now."""
-        joined = self._live()
+        joined = self._attached()
         return gather(joined.control, joined.participants, joined.flusher_runs())
 
 
@@ -374,17 +347,12 @@ def open(
     """
     if flusher not in ("auto", "external"):
         raise ValueError(f'flusher must be "auto" or "external", not {flusher!r}')
-    if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o664 or mode & 0o600 != 0o600:
-        raise ValueError(f"mode must be 0o600, or up to 0o664, not {mode!r}")
+    files.check_mode(mode)
     seconds = check_timeout(timeout)
     interval = check_timeout(sync_interval, "sync_interval")
     where = os.fsdecode(path)
     if create and not directory.exists(where):
-        wanted = Geometry(
-            SEGMENT_BYTES_DEFAULT if segment_bytes is None else segment_bytes,
-            WINDOW_BYTES_DEFAULT if window_bytes is None else window_bytes,
-        )
-        found = directory.create(where, wanted, mode)
+        found = directory.create(where, Geometry.of(segment_bytes, window_bytes), mode)
     else:
         found = directory.load(where)
     has = found.identity.geometry

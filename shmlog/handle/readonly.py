@@ -1,69 +1,27 @@
-"""Readonly: look at a log, live or dead, without joining it.
+"""Readonly: the handle on a log that is only looked at.
 
-Nothing is written, no participant slot is taken, nobody can be delayed.  What bounds
-the records changes as the log's users come and go:
-
-    control block   locks of LOCK   bounds
-    -------------   -------------   ------------------------------------------------
-    there           any             the block's watermarks, also once it was replaced
-    not there       held            those of the last look: a session begins or ends;
-                                    at the first look AttachError if none appears
-    not there       free            what recovery would keep, found anew after a session
-
-Invariants
-  R1  The files are not judged while they are written: a record that is being copied
-      would look like a hole.
-  R2  The bounds never go back.
-
-This module puts the reader and the control block's read-only view together.  It
-may not know how to append.
+This module puts a reader behind a look.  It may not know how to append.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from shmlog.disk import directory
-from shmlog.disk import recovery as recovery_module
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery
-from shmlog.disk.segments import list_segments, segment_path
-from shmlog.errors import AttachError, ClosedError, CorruptionError, FormatError, ShmlogError
-from shmlog.format.geometry import PARTICIPANT_COUNT
-from shmlog.format.layout import CB, SEGMENT_HEADER_BYTES
-from shmlog.memory import control
-from shmlog.memory.waiting import check_timeout
-from shmlog.records.reader import Reader, Reading, Record
-from shmlog.system import files
-from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
+from shmlog.errors import ClosedError
+from shmlog.format.layout import CB
+from shmlog.handle.reading import Reading
+from shmlog.records.batch import Record
+from shmlog.records.reader import Reader
+from shmlog.session.look import Dead, Live, Look
+from shmlog.system.deadlines import check_timeout
 
-PATIENCE_S = 2.0
 LOOK_S = 0.05
 """How often tail() looks for another control block while no record comes."""
-
-
-class _Live(NamedTuple):
-    """Bounded by the watermarks of a control block."""
-
-    block: control.BlockView
-    created_ns: int
-
-    def bounds(self) -> tuple[int, int]:
-        return self.block.bounds()
-
-
-class _Dead(NamedTuple):
-    """Bounded by what recovery would keep of files that had this stamp."""
-
-    recovery: Recovery
-    stamp: tuple[list[int], bytes]
-
-    def bounds(self) -> tuple[int, int]:
-        return self.recovery.trimmed_lsn, self.recovery.end_lsn
 
 
 class ReadonlyLog(Reading):
@@ -78,101 +36,22 @@ class ReadonlyLog(Reading):
     def __init__(self, where: Directory) -> None:
         self.path = where.path
         self._directory = where
-        self._boot_id = files.boot_id()
         self._closed = False
-        self._seen: _Live | _Dead | None = None
+        self._eyes = Look(where)
+        self._seen: Live | Dead | None = None
         self._trimmed = 0
         self._look()
 
-    def _look(self) -> _Live | _Dead:
-        """What bounds the log now, by the table above."""
-        seen = self._seen
-        view = self._view()
-        if view is None:
-            if seen is not None:
-                self._check_place()
-                if self._in_use():
-                    return seen
-            else:
-                view = self._wait_for_block()
-        if view is None:
-            stamp = self._stamp()
-            if isinstance(seen, _Dead) and seen.stamp == stamp:
-                return seen
-            try:
-                found = recovery_module.inspect(self._directory, self._boot_id)
-            except (ShmlogError, FileNotFoundError):
-                if seen is None or (self._view() is None and self._stamp() == stamp):
-                    raise
-                return seen
-            view = self._view()
-            if view is None:  # R1: nobody came meanwhile
-                if seen is None or self._stamp() == stamp:
-                    return self._turn_to(_Dead(found, stamp), found.holes)
-                return seen
-        created_ns = view.load(CB.CREATED_NS)
-        if isinstance(seen, _Live) and seen.created_ns == created_ns:
-            return seen
-        return self._turn_to(_Live(view, created_ns), ())
-
-    def _wait_for_block(self) -> control.BlockView | None:
-        """At the first look: None if nobody uses the log; else its block, which may be about
-        to be made (R1)."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self._in_use():
-            if (view := self._view()) is not None:
-                return view
-            if time.monotonic() >= deadline:
-                raise AttachError(
-                    f"{self.path} is in use, but its control block is not here:"
-                    " it was removed, or its users are in another container"
-                )
-            time.sleep(0.005)
-        return self._view()
-
-    def _turn_to(self, now: _Live | _Dead, holes: tuple[tuple[int, int], ...]) -> _Live | _Dead:
-        committed = now.bounds()[1]
-        if self._seen is not None and committed < self._seen.bounds()[1]:  # R2
-            path = segment_path(self._directory, committed)
-            raise CorruptionError(path, committed, "records that could be read have been lost")
-        self._trimmed = max(self._trimmed, now.bounds()[0])  # a trim that was not durable is begun again
-        self._reader = Reader(self._directory, holes)  # first: the bounds may include the holes
-        self._seen = now
+    def _look(self) -> Live | Dead:
+        now = self._eyes.again()
+        if now is not self._seen:
+            self._trimmed = max(self._trimmed, now.bounds()[0])  # a trim that was not durable is begun again
+            holes = now.recovery.holes if isinstance(now, Dead) else ()
+            self._reader = Reader(self._directory, holes)  # first: the bounds may include the holes
+            self._seen = now
         return now
 
-    def _view(self) -> control.BlockView | None:
-        where = self._directory
-        return control.view_block(where.identity, self._boot_id, where.lock_path)
-
-    def _check_place(self) -> None:
-        try:
-            found = directory.load(self.path)
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "the log has been removed", self.path) from None
-        if found.identity != self._directory.identity:
-            raise FormatError(f"{self.path} has been replaced by another log")
-
-    def _in_use(self) -> bool:
-        """Whether a lock of LOCK is held."""
-        try:
-            with LockView(self._directory.lock_path) as lock:
-                return lock.locked(LEASE_BYTE, FIRST_PARTICIPANT_BYTE + PARTICIPANT_COUNT)
-        except FileNotFoundError:
-            return False
-
-    def _stamp(self) -> tuple[list[int], bytes]:
-        """Differs after every session that ended in order: its last mark is in the last segment."""
-        segments = list_segments(self._directory)
-        if not segments:
-            return segments, b""
-        try:
-            fd = files.open_file(segment_path(self._directory, segments[-1]), writable=False)
-        except FileNotFoundError:  # a session has begun and removed it
-            return segments, b""
-        with files.descriptor(fd):
-            return segments, os.pread(fd, SEGMENT_HEADER_BYTES, 0)
-
-    def _now(self) -> _Live | _Dead:
+    def _now(self) -> Live | Dead:
         if self._closed:
             raise ClosedError(f"the log {self.path} has been closed")
         return self._look()
@@ -185,12 +64,12 @@ class ReadonlyLog(Reading):
     @property
     def live(self) -> bool:
         """Whether the log had a control block when it was last used."""
-        return isinstance(self._seen, _Live)
+        return isinstance(self._seen, Live)
 
     @property
     def recovery(self) -> Recovery | None:
         """What recovery would keep, if the log was dead when it was last used."""
-        return self._seen.recovery if isinstance(self._seen, _Dead) else None
+        return self._seen.recovery if isinstance(self._seen, Dead) else None
 
     @property
     def committed_lsn(self) -> int:
@@ -206,7 +85,7 @@ class ReadonlyLog(Reading):
     def durable_lsn(self) -> int:
         """Every record below it survives power loss."""
         now = self._now()
-        return now.block.load(CB.DURABLE_LSN) if isinstance(now, _Live) else now.recovery.vouched_lsn
+        return now.block.load(CB.DURABLE_LSN) if isinstance(now, Live) else now.recovery.vouched_lsn
 
     def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
         """As Log.tail(), but looks every few milliseconds: a reader without a participant

@@ -41,7 +41,7 @@ from shmlog.format.layout import (
     SLOT_FREE,
     SLOT_USED,
 )
-from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LockFile
+from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LockFile
 
 FLUSHER_SLOTS = 8
 """Several, for a flusher that died while it filled a hole keeps its slot until that is done."""

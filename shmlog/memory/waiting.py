@@ -14,11 +14,10 @@ This module knows watermarks and bells.  It may not know records or files.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from shmlog._native import WAIT_FAILED, WAIT_REACHED, WAIT_RING
 from shmlog.errors import ClosedError
@@ -46,25 +45,6 @@ COMMITTED: Final = Kind("committed", CB.COMMITTED_LSN, CB.WANTED_COMMITTED, CB.C
 DURABLE: Final = Kind("durable", CB.DURABLE_LSN, CB.WANTED_DURABLE, CB.SYNC_SLEEP, SPIN_NS)
 REMOVED: Final = Kind("removed", CB.REMOVED_LSN, CB.WANTED_TRIMMED, CB.SYNC_SLEEP, 0)
 ROOM: Final = Kind("room", CB.LIMIT_LSN, CB.WANTED_LIMIT, CB.COMMIT_SLEEP, 0)
-
-
-def deadline_after(timeout_s: float) -> float:
-    return time.monotonic() + timeout_s
-
-
-def check_timeout(seconds: object, name: str = "timeout") -> float:
-    """A time in seconds, or TypeError / ValueError."""
-    kind = type(seconds)
-    if kind is bool or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
-        raise TypeError(f"{name} must be a number of seconds, not {kind.__name__}")
-    number: Any = seconds
-    try:
-        value = float(number)
-    except OverflowError:
-        value = math.inf if number > 0 else -math.inf
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"{name} must not be negative: {seconds}")
-    return min(value, 1e9)
 
 
 class Waiting:

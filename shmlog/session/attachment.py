@@ -14,7 +14,7 @@ participant slot.
     not there    somebody, for    AttachError: a second block beside a live one would
                  some time        write one log twice
 
-This module knows how to join and leave.  It may not know what a handle offers.
+This module knows how to join.  It may not know what is done then.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from shmlog.disk.recovery import Case, Recovery, recover
 from shmlog.errors import AttachError
 from shmlog.format.geometry import PARTICIPANT_COUNT
 from shmlog.format.layout import ROLE_HANDLE
-from shmlog.memory import control
-from shmlog.memory.control import ControlBlock, StaleBlockError
+from shmlog.memory import block
+from shmlog.memory.block import StaleBlockError
+from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants, TableFullError
 from shmlog.system import files
-from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile
+from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile, take_setup
 
 PATIENCE_S = 2.0
 """How long a missing block beside a held lock is taken for a process that is just
@@ -73,16 +74,6 @@ def somebody_lives(lock: LockFile) -> bool:
     return lock.locked(LEASE_BYTE) or lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
 
 
-def take_setup(lock: LockFile, deadline: float) -> None:
-    """Take the set-up byte, which others hold for moments only."""
-    pause_s = 0.0005
-    while not lock.try_lock(SETUP_BYTE):
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"{lock.path}: another process has been setting the log up for too long")
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 2, 0.02)
-
-
 def attach(
     directory: Directory,
     mode: int,
@@ -105,8 +96,8 @@ def attach(
         while True:
             take_setup(lock, deadline)
             try:
-                block, recovery = _join_or_make(directory, lock, boot, mode, make)
-                participants = block.participants(lock)
+                control, recovery = _join_or_make(directory, lock, boot, mode, make)
+                participants = control.participants(lock)
                 if role != ROLE_HANDLE:  # flushers that failed have left their slots
                     participants.retire_dead()
                 number = participants.take(role)
@@ -128,7 +119,7 @@ def attach(
         if own:
             lock.close()
         raise
-    return Attachment(directory, lock, block, participants, number, boot, recovery)
+    return Attachment(directory, lock, control, participants, number, boot, recovery)
 
 
 def _join_or_make(
@@ -139,18 +130,14 @@ def _join_or_make(
         return ControlBlock.attach(identity, boot, mode, lock.place()), None
     except FileNotFoundError:
         if somebody_lives(lock):
-            raise BlockMissingError(
-                f"{directory.path} is in use, but its control block"
-                f" /dev/shm/{control.block_name(identity.log_id)} is not here:"
-                " it was removed, or its users are in another container"
-            ) from None
+            raise BlockMissingError(block.missing(directory.path, identity.log_id)) from None
         if not make:
             raise
     except StaleBlockError as error:
         if somebody_lives(lock):
             raise
         log.warning("replacing a control block that nobody uses: %s", error)
-        control.unlink_all(identity.log_id)
+        block.unlink_all(identity.log_id)
     found = recover(directory, boot)
     if found.case not in (Case.EMPTY, Case.CLEAN):
         log.warning(
@@ -163,24 +150,5 @@ def _join_or_make(
             f" ({found.reason})" if found.reason else "",
         )
     end, trimmed = found.end_lsn, found.trimmed_lsn
-    block = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place())
-    return block, found
-
-
-def leave_unserved(attachment: Attachment) -> None:
-    """Detach where no flusher could be started; take the block down if it is of no use."""
-    control, lock = attachment.control, attachment.lock
-    take_setup(lock, time.monotonic() + PATIENCE_S)
-    try:
-        if somebody_lives(lock) or control.durable_lsn < control.reserved_lsn:
-            attachment.detach()
-        else:
-            take_down(attachment)
-    finally:
-        lock.unlock(SETUP_BYTE)
-
-
-def take_down(attachment: Attachment) -> None:
-    """Remove the control block; the caller holds the set-up byte and is the last."""
-    attachment.participants.release(attachment.number)
-    attachment.control.unlink()
+    control = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place())
+    return control, found

@@ -11,57 +11,36 @@ This module knows processes and signals.  It may not know the protocol.
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import logging
 import os
 import resource
 import signal
 import sys
-import time
-from pathlib import Path
 
-from shmlog import _native
 from shmlog.disk import directory
 from shmlog.disk.directory import Directory
 from shmlog.errors import AttachError
 from shmlog.flusher.flusher import Flusher
 from shmlog.format.layout import CB, ROLE_FLUSHER, ROLE_SIDECAR
-from shmlog.session import attachment
-from shmlog.session.attachment import Attachment, attach
+from shmlog.session.attachment import attach
+from shmlog.session.departure import leave
 from shmlog.system import files
-from shmlog.system.files import LEASE_BYTE, SETUP_BYTE, LockFile
+from shmlog.system.deadlines import deadline_after, poll
+from shmlog.system.locks import LEASE_BYTE, LockFile
 
 LOG_BYTES_MAX = 1 << 20
 LEASE_PATIENCE_S = 0.5
+JOINING_S = 30.0
 _ENDING = signal.SIGTERM, signal.SIGINT
 
 log = logging.getLogger("shmlog.flusher")
 
 
-def start(where: Directory, mode: int, sync_interval: float) -> None:
-    """Start a flusher process for the log and return at once.  If one runs already,
-    the new one finds the lease taken and ends.  It is no child of this process.
-    OSError if no process can be made."""
-    python = os.environ.get("SHMLOG_PYTHON") or sys.executable
-    if not python:
-        raise OSError(errno.ENOENT, "no Python interpreter to run the flusher with; set SHMLOG_PYTHON")
-    package_parent = str(Path(__file__).absolute().parents[2])
-    environment = dict(os.environb)
-    paths = filter(None, (os.fsencode(package_parent), environment.get(b"PYTHONPATH")))
-    environment[b"PYTHONPATH"] = os.fsencode(os.pathsep).join(paths)
-    # -P: the current directory may hold modules of the same names as ours and Python's
-    arguments = [python, "-P", "-m", "shmlog", "flush", where.path, "--detach"]
-    arguments += ["--sync-interval", repr(sync_interval), "--mode", f"{mode:o}"]
-    _native.spawn_detached(
-        tuple(os.fsencode(argument) for argument in arguments),
-        tuple(key + b"=" + value for key, value in environment.items()),
-    )
-
-
 def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
     """Be the log's flusher; the exit status.  0 also when another one runs already and
     this one was started on demand."""
+    files.check_mode(mode)
     told: list[int] = []
     for number in _ENDING:  # from the first moment on: told to end, it leaves in order
         signal.signal(number, lambda number, _: told.append(number))
@@ -87,12 +66,7 @@ def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
 
 def _take_lease(lock: LockFile) -> bool:
     """The holder may be about to leave, so one look is not enough."""
-    deadline = time.monotonic() + LEASE_PATIENCE_S
-    while not lock.try_lock(LEASE_BYTE):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.005)
-    return True
+    return poll(lambda: lock.try_lock(LEASE_BYTE), deadline_after(LEASE_PATIENCE_S))
 
 
 def _serve(
@@ -100,7 +74,7 @@ def _serve(
 ) -> int:
     try:
         role = ROLE_SIDECAR if linger else ROLE_FLUSHER
-        joined = attach(where, mode, role, time.monotonic() + 30.0, lock, make=linger)
+        joined = attach(where, mode, role, deadline_after(JOINING_S), lock, make=linger)
     except FileNotFoundError:
         if linger:
             raise
@@ -118,7 +92,7 @@ def _serve(
         flusher.stop()
     log.info("flusher %d of %s begins (pid %d)", generation, where.path, os.getpid())
     try:
-        while not flusher.run() or not _leave(flusher, joined, lock):
+        while not flusher.run() or not leave(flusher, joined, lock):
             if flusher.stopped:
                 flusher.settle()
                 joined.detach()
@@ -127,24 +101,6 @@ def _serve(
     finally:
         flusher.close()
     return 0
-
-
-def _leave(flusher: Flusher, joined: Attachment, lock: LockFile) -> bool:
-    """Under the set-up byte nobody can join: if still nobody is there, finish the log
-    and take the block down."""
-    attachment.take_setup(lock, time.monotonic() + 30.0)
-    try:
-        if joined.participants.anybody():
-            return False
-        flusher.finish()
-        log.info("the last participant has gone; all is durable up to LSN %d", joined.control.durable_lsn)
-        # Before the set-up byte: who joins next must not believe in us.  Before the block
-        # goes: close() returns when it has gone, and `shmlog flush` may be started then.
-        lock.unlock(LEASE_BYTE)
-        attachment.take_down(joined)
-        return True
-    finally:
-        lock.unlock(SETUP_BYTE)
 
 
 def _set_up_logging(where: Directory, mode: int, detached: bool) -> None:

@@ -1,4 +1,4 @@
-"""Files: the only door to the operating system's files, locks and identities.
+"""Files: the only door to the operating system's files and identities.
 
 Every file is opened without following a symbolic link and is looked at after it
 was opened, not before: a regular file, of ours, with one name.  Creating is
@@ -24,17 +24,14 @@ from collections.abc import Iterator
 from shmlog import _native
 from shmlog.errors import FormatError
 
-LEASE_BYTE = 0
-SETUP_BYTE = 1
-FIRST_PARTICIPANT_BYTE = 2
-
 _FS_IOC_FIEMAP = 0xC020660B
 _FIEMAP = struct.Struct("=QQIIII")
 _EXTENT = struct.Struct("=QQQQQIIII")
 _EXTENTS = 64
 _EXTENT_UNWRITTEN = 0x800
 
-_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
+OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
+"""Of every file: no link is followed, and what is no file does not block."""
 
 
 def boot_id() -> bytes:
@@ -51,6 +48,20 @@ def boot_id() -> bytes:
             ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True
         ).stdout
         return uuid.UUID(text.decode().strip()).bytes
+
+
+def check_mode(mode: object) -> int:
+    """The files' mode that a caller asked for; ValueError unless the owner may read and write
+    and the others have no more than a group that may write."""
+    if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o664 or mode & 0o600 != 0o600:
+        shown = f"{mode:#o}" if isinstance(mode, int) else repr(mode)
+        raise ValueError(f"mode must be 0o600, or up to 0o664, not {shown}")
+    return mode
+
+
+def directory_mode(mode: int) -> int:
+    """The mode of a directory whose files have `mode`: who may read them may enter it."""
+    return mode | (mode & 0o444) >> 2
 
 
 def make_directory(path: str, mode: int) -> None:
@@ -84,24 +95,26 @@ def sync_directory(path: str) -> None:
 def open_file(path: str, writable: bool) -> int:
     """Open an existing regular file; the caller owns the descriptor."""
     try:
-        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _OPEN)
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | OPEN_FLAGS)
     except OSError as error:
-        _refuse_link(path, error)
+        refuse_link(path, error)
         raise
     try:
-        _check_regular(fd, path)
+        check_regular(fd, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _refuse_link(path: str, error: OSError) -> None:
+def refuse_link(path: str, error: OSError) -> None:
+    """FormatError if what could not be opened is a symbolic link."""
     if os.path.islink(path):
         raise FormatError(f"{path} is a symbolic link") from error
 
 
-def _check_regular(fd: int, path: str) -> None:
+def check_regular(fd: int, path: str) -> None:
+    """FormatError unless an open file is a regular one, with one name."""
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         what = "has other names" if stat.S_ISREG(found.st_mode) else "is not a regular file"
@@ -110,7 +123,7 @@ def _check_regular(fd: int, path: str) -> None:
 
 def create_file(path: str, mode: int) -> int:
     """Create a file that must not exist; the caller owns the descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o600)
     os.fchmod(fd, mode)
     return fd
 
@@ -194,69 +207,6 @@ def never_written(fd: int, begin: int, end: int) -> bool:
         if not count:
             break
     return False
-
-
-class LockFile:
-    """The log's LOCK file: who lives, told by the kernel.
-
-    The locks are bound to this open file: they go when the process ends, however
-    it ends, and forked children close it at birth.  `locked` sees the locks of
-    every other open file, in this process too, but not this one's own.
-    """
-
-    def __init__(self, path: str, mode: int = 0o600) -> None:
-        self.path = path
-        try:
-            self._fd = _native.Fd(path, os.O_RDWR | _OPEN)
-        except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):
-                os.close(create_file(path, mode))
-            self._fd = _native.Fd(path, os.O_RDWR | _OPEN)
-        except OSError as error:
-            _refuse_link(path, error)
-            raise
-        try:
-            _check_regular(self._fd.fileno(), path)
-        except BaseException:
-            self._fd.close()
-            raise
-
-    def try_lock(self, byte: int) -> bool:
-        """Does not block.  True also when this file holds it already."""
-        return _native.lock_byte(self._fd.fileno(), byte)
-
-    def unlock(self, byte: int) -> None:
-        _native.unlock_byte(self._fd.fileno(), byte)
-
-    def locked(self, byte: int, count: int = 1) -> bool:
-        """Whether any of the bytes is locked by another open file."""
-        return _native.byte_locked(self._fd.fileno(), byte, count)
-
-    def place(self) -> tuple[int, int]:
-        """(device, inode): what tells this file from a copy of it."""
-        found = os.fstat(self._fd.fileno())
-        return found.st_dev, found.st_ino
-
-    def close(self) -> None:
-        self._fd.close()
-
-
-class LockView:
-    """Looks at the locks of a LOCK file that it may not be allowed to write; a context
-    manager."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = open_file(path, writable=False)
-
-    def locked(self, byte: int, count: int = 1) -> bool:
-        """Whether any of the bytes is locked by anybody."""
-        return _native.byte_locked(self._fd, byte, count)
-
-    def __enter__(self) -> LockView:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
-"""Info: what `shmlog info` tells of a log, live or dead, without joining it."""
+"""Info: what a log is and who uses it, live or dead, without joining it.
+
+This module asks the files, the locks and the control block's read-only view.  It may
+not know how any of them is made.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from shmlog.disk.segments import list_segments, segment_path
 from shmlog.errors import CorruptionError
 from shmlog.format.geometry import PARTICIPANT_COUNT
 from shmlog.format.layout import CB, PT, STATE_FAILED
-from shmlog.memory import control
+from shmlog.memory.participants import slot_offset
+from shmlog.session.look import view_of
 from shmlog.system import files
-from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
+from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -36,12 +41,12 @@ def describe(path: str) -> dict[str, Any]:
         "segments": len(segments),
         "disk_bytes": blocks * 512,
     }
-    view = control.view_block(identity, files.boot_id(), where.lock_path)
+    view = view_of(where, files.boot_id())
     if view is None:
         return facts | _dead(where)
     with LockView(where.lock_path) as lock:
         pids = [
-            view.load(CB.HEADER_BYTES + number * PT.BYTES + PT.PID)
+            view.load(slot_offset(number, PT.PID))
             for number in range(PARTICIPANT_COUNT)
             if lock.locked(FIRST_PARTICIPANT_BYTE + number)
         ]

@@ -3,6 +3,9 @@
 Reads with pread, changes nothing, and works on a live log (up to committed_lsn)
 as on a dead one (up to where recovery would go on).  Segments are checked side by
 side, for each begins with a frame, and judged in their order.
+
+This module knows frames in files and the bounds of a handle.  It may not know how the
+bounds are found.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmlog.disk import segment
+from shmlog.disk import directory, segment
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import list_segments, segment_path
-from shmlog.disk.walk import Scanner, Walk
-from shmlog.errors import FormatError
-from shmlog.format.layout import PROBLEMS
+from shmlog.disk.walk import Walk, Walker
+from shmlog.errors import CorruptionError, FormatError
+from shmlog.handle.readonly import ReadonlyLog
 from shmlog.system import files
 
 THREADS_MAX = 4
@@ -49,8 +52,36 @@ class VerifyReport:
         return asdict(self)
 
 
-def check_frames(
-    directory: Directory,
+def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Check every frame of a live or dead log; changes nothing.
+
+    The report says ok, how many records, and where the first problem is: a bad frame, or a
+    segment file that is missing, cut, or not this log's. progress, if given, is called
+    with (bytes done, bytes in all). Raises FileNotFoundError and FormatError when the
+    directory is no log.
+    """
+    where = directory.load(os.fsdecode(path))
+
+    def corrupt(lsn: int | None, problem: str) -> VerifyReport:
+        return VerifyReport(where.path, False, 0, 0, 0, 0, lsn, problem, "corrupt")
+
+    try:
+        with ReadonlyLog(where) as handle:
+            while True:
+                begin, end = handle._bounds()
+                found = handle.recovery
+                state, holes = (found.case.value, found.holes) if found else ("live", ())
+                report = _check_frames(where, begin, end, state, progress, holes)
+                if report.problem_lsn is None or report.problem_lsn >= handle.trimmed_lsn:
+                    return report  # else it was trimmed meanwhile
+    except CorruptionError as error:
+        return corrupt(error.lsn, f"{error.path}: {error.reason}")
+    except FormatError as error:
+        return corrupt(_first_bad_segment(where), str(error))
+
+
+def _check_frames(
+    where: Directory,
     begin_lsn: int,
     end_lsn: int,
     state: str,
@@ -63,33 +94,37 @@ def check_frames(
     records = 0
     ranges, at = [], begin_lsn
     for low, high in (*holes, (end_lsn, end_lsn)):
-        ranges += directory.identity.geometry.segment_ranges(at, low)
+        ranges += where.identity.geometry.segment_ranges(at, low)
         at = high
-    for begin, end, walking in _walks(directory, ranges):
+    for begin, end, walking in _walks(where, ranges):
         try:
             walk = walking.result()
         except FormatError as error:  # the file was replaced or cut
             bad, problem = begin, str(error)
         except FileNotFoundError:
-            bad, problem = begin, f"{segment_path(directory, begin)}: the segment is missing"
+            bad, problem = begin, f"{segment_path(where, begin)}: the segment is missing"
         else:
             records += walk.records
-            bad, problem = walk.bad_lsn, PROBLEMS[walk.problem] if walk.problem else ""
+            bad, problem = walk.bad_lsn, walk.problem.text if walk.problem else ""
         if problem:
             return VerifyReport(
-                directory.path, False, begin_lsn, end_lsn, records, bad - begin_lsn, bad, problem, state
+                where.path, False, begin_lsn, end_lsn, records, bad - begin_lsn, bad, problem, state
             )
         if progress is not None:
             progress(end - begin_lsn, end_lsn - begin_lsn)
-    return VerifyReport(directory.path, True, begin_lsn, end_lsn, records, end_lsn - begin_lsn, state=state)
+    return VerifyReport(where.path, True, begin_lsn, end_lsn, records, end_lsn - begin_lsn, state=state)
 
 
-def first_bad_segment(directory: Directory) -> int | None:
+def _first_bad_segment(where: Directory) -> int | None:
     """The first LSN of the first segment file that is none of this log's, or is cut; None
     if there is no such file."""
-    identity = directory.identity
-    for first in list_segments(directory):
-        path = segment_path(directory, first)
+    identity = where.identity
+    try:
+        segments = list_segments(where)
+    except FormatError:  # a name that is no segment's
+        return None
+    for first in segments:
+        path = segment_path(where, first)
         try:
             with files.descriptor(files.open_file(path, writable=False)) as fd:
                 segment.check(fd, path, identity.log_id, first, identity.geometry)
@@ -98,7 +133,7 @@ def first_bad_segment(directory: Directory) -> int | None:
     return None
 
 
-def _walks(directory: Directory, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int, Future[Walk]]]:
+def _walks(where: Directory, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int, Future[Walk]]]:
     """Each range and its walk, in order; a few threads work ahead of the consumer."""
     threads = min(THREADS_MAX, os.cpu_count() or 1, len(ranges))
     if not threads:
@@ -106,10 +141,10 @@ def _walks(directory: Directory, ranges: list[tuple[int, int]]) -> Iterator[tupl
     own = threading.local()
 
     def walk(begin: int, end: int) -> Walk:
-        if not hasattr(own, "scanner"):
-            own.scanner = closing.enter_context(Scanner(directory))
-        scanner: Scanner = own.scanner
-        return scanner.walk(begin, end)
+        if not hasattr(own, "walker"):
+            own.walker = closing.enter_context(Walker(where))
+        walker: Walker = own.walker
+        return walker.walk(begin, end)
 
     # closed after the threads have ended
     with ExitStack() as closing, ThreadPoolExecutor(threads, "shmlog-verify") as pool:

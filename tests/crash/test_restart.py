@@ -31,14 +31,16 @@ from support.processes import (
 from support.pyreader import PyLog
 
 import shmlog
-from shmlog.disk import directory, recovery, segment
+from shmlog.disk import directory, recovery
 from shmlog.disk.recovery import Case
 from shmlog.flusher import syncing
-from shmlog.flusher.open_segments import LiveSegments
+from shmlog.flusher.open_segments import OpenSegments
+from shmlog.format import marks
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import ROLE_SIDECAR
 from shmlog.session import sidecar
-from shmlog.session.attachment import attach, leave_unserved
+from shmlog.session.attachment import attach
+from shmlog.session.departure import leave_unserved
 from shmlog.system import files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -285,7 +287,7 @@ def test_a_mark_vouches_only_for_what_an_earlier_sync_made_durable(
     ):
         for _ in range(5):
             lsn = log.append(b"x", durable=True, timeout=30)
-            mark = segment.newest_mark(path.read_bytes()[:4096], where.identity.log_id)
+            mark = marks.newest_mark(path.read_bytes()[:4096], where.identity.log_id)
             assert mark is not None and mark.durable_lsn == lsn
         log.close()
         flusher.signal(15)
@@ -461,7 +463,7 @@ def test_a_new_flushers_first_mark_goes_over_the_older_copy(log_path: Path) -> N
     newest = max(mark for mark in PyLog(log_path).marks(0) if mark)
     where, boot = directory.load(str(log_path)), files.boot_id()
     joined = attach(where, 0o600, ROLE_SIDECAR, time.monotonic() + 10)
-    live = LiveSegments(where, 0o600)
+    live = OpenSegments(where, 0o600)
     try:
         geometry = where.identity.geometry
         syncing.Syncer(joined.control, live, geometry, boot, 1.0).sync_mark(clean=False)

@@ -38,10 +38,10 @@ from support.processes import (
 import shmlog
 from shmlog.disk import directory
 from shmlog.flusher.flusher import Flusher
-from shmlog.flusher.open_segments import LiveSegments
+from shmlog.flusher.open_segments import OpenSegments
 from shmlog.format.layout import ROLE_SIDECAR
 from shmlog.session.attachment import attach
-from shmlog.system.files import LEASE_BYTE, LockFile
+from shmlog.system.locks import LEASE_BYTE, LockFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -199,7 +199,7 @@ def test_a_successor_writes_anew_what_the_dead_flusher_may_have_synced(
 ) -> None:
     """With an intent or not: another of its threads may have synced and been told of an error."""
     rewritten = []
-    monkeypatch.setattr(LiveSegments, "rewrite", lambda _, begin, end: rewritten.append((begin, end)))
+    monkeypatch.setattr(OpenSegments, "rewrite", lambda _, begin, end: rewritten.append((begin, end)))
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, flusher="external") as log:
         with flusher_of(log_path, "--sync-interval", "1000") as first:
             log.append(b"durable", durable=True)
@@ -379,7 +379,7 @@ def test_a_flusher_killed_while_it_leaves_costs_nothing(log_path: Path, step: st
         "live._native = Native\n",
         "sync_mark": "from shmlog.flusher.syncing import Syncer\nbefore = Syncer.sync_mark\n"
         "Syncer.sync_mark = lambda self, clean: die() if clean else before(self, clean)\n",
-        "take_down": "from shmlog.session import attachment\nattachment.take_down = die\n",
+        "take_down": "from shmlog.session import departure\ndeparture.take_down = die\n",
     }[step]
     run = f"from shmlog.session import sidecar\nsidecar.run({str(log_path)!r}, 0.01, 0o600, True)\n"
     with (

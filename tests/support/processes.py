@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Any
 
 import shmlog
-from shmlog.records.reader import Reading
+from shmlog.handle.reading import Reading
 
 DEADLINE_S = 40.0
 """Far more than anything here takes; only a defect runs into it."""
@@ -379,7 +379,7 @@ def lose_shared_memory(path: Path | str) -> None:
 def nobody_lives(path: Path | str) -> bool:
     """Whether no process holds a byte of the log's LOCK."""
     from shmlog.session.attachment import somebody_lives
-    from shmlog.system.files import LockFile
+    from shmlog.system.locks import LockFile
 
     lock = LockFile(os.path.join(path, "LOCK"))
     try:

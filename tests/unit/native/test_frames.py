@@ -14,20 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmlog import _native
-from shmlog.format.layout import CB, PROBLEMS
+from shmlog.format.layout import CB, Problem
 
 SEED = 0x1234
 BASE = 1 << 20
 FRAME = struct.Struct("<IIQqIHBB")
 DATA, PAD, FILL = 1, 2, 3
-
-VALID = PROBLEMS.index("valid")
-NEVER_WRITTEN = PROBLEMS.index("never written")
-BAD_KIND = PROBLEMS.index("unknown kind or flags")
-BAD_LSN = PROBLEMS.index("the frame names another LSN")
-BAD_LENGTH = PROBLEMS.index("the length goes past the end")
-BAD_CHECKSUM = PROBLEMS.index("the checksum does not match")
-NO_HEADER = PROBLEMS.index("the header does not fit")
 
 
 def frame(
@@ -77,7 +69,7 @@ def columns(n: int) -> tuple[np.ndarray, ...]:
 
 def test_whole_frames_are_walked_to_the_end_and_indexed() -> None:
     to = columns(8)
-    assert walk(THREE, columns=to) == (3, BASE + len(THREE), BASE + len(THREE), VALID)
+    assert walk(THREE, columns=to) == (3, BASE + len(THREE), BASE + len(THREE), Problem.VALID)
     assert to[0][:3].tolist() == [BASE, BASE + 64, BASE + 96]
     assert to[1][:3].tolist() == [99] * 3
     assert to[2][:3].tolist() == [7] * 3
@@ -86,7 +78,7 @@ def test_whole_frames_are_walked_to_the_end_and_indexed() -> None:
 
 
 def test_a_walk_stops_when_its_columns_are_full() -> None:
-    assert walk(THREE, columns=columns(2)) == (2, BASE + 96, BASE + 96, VALID)
+    assert walk(THREE, columns=columns(2)) == (2, BASE + 96, BASE + 96, Problem.VALID)
 
 
 def test_a_walk_of_one_tag_passes_over_the_others() -> None:
@@ -100,40 +92,40 @@ def test_a_walk_of_one_tag_passes_over_the_others() -> None:
 def test_a_filler_is_passed_over_or_stopped_at_as_asked(kind: int) -> None:
     filler = frame(BASE + 64, b"", kind, size=96)
     data = frame(BASE, b"a") + filler + frame(BASE + 192, b"b")
-    assert walk(data) == (2, BASE + 256, BASE + 256, VALID)
+    assert walk(data) == (2, BASE + 256, BASE + 256, Problem.VALID)
     assert walk(data, stop_at_gap=True)[:2] == (1, BASE + 64)
     assert walk(data, begin=BASE + 64, stop_at_gap=True)[:2] == (1, BASE + 256)
 
 
 def test_a_batch_that_is_not_complete_is_not_whole() -> None:
     data = run((b"a", DATA, 0), (b"b", DATA, 1), (b"c", DATA, 1))
-    assert walk(data) == (3, BASE + 192, BASE + 64, VALID)
-    assert walk(data + frame(BASE + 192, b"d")) == (4, BASE + 256, BASE + 256, VALID)
+    assert walk(data) == (3, BASE + 192, BASE + 64, Problem.VALID)
+    assert walk(data + frame(BASE + 192, b"d")) == (4, BASE + 256, BASE + 256, Problem.VALID)
 
 
 def test_the_checksum_is_looked_at_only_when_asked() -> None:
     data = bytearray(THREE)
     data[33] ^= 1
-    assert walk(bytes(data)) == (0, BASE, BASE, BAD_CHECKSUM)
-    assert walk(bytes(data), verify=False)[3] == VALID
+    assert walk(bytes(data)) == (0, BASE, BASE, Problem.BAD_CHECKSUM)
+    assert walk(bytes(data), verify=False)[3] == Problem.VALID
 
 
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda data: data.__setitem__(slice(64, 96), bytes(32)), NEVER_WRITTEN),
-        (lambda data: data.__setitem__(64 + 30, 4), BAD_KIND),
-        (lambda data: data.__setitem__(64 + 30, 255), BAD_KIND),
-        (lambda data: data.__setitem__(64 + 31, 2), BAD_KIND),
-        (lambda data: struct.pack_into("<Q", data, 64 + 8, BASE + 96), BAD_LSN),
-        (lambda data: struct.pack_into("<Q", data, 64 + 8, 2**64 - 1), BAD_LSN),
-        (lambda data: struct.pack_into("<I", data, 64, 1000), BAD_LENGTH),
-        (lambda data: struct.pack_into("<I", data, 64, 2**32 - 1), BAD_LENGTH),
-        (lambda data: struct.pack_into("<I", data, 64, 32), BAD_CHECKSUM),
-        (lambda data: data.__setitem__(64 + 4, data[64 + 4] ^ 1), BAD_CHECKSUM),
-        (lambda data: data.__setitem__(64 + 24, 0), BAD_CHECKSUM),
-        (lambda data: data.__setitem__(64 + 31, 1), BAD_CHECKSUM),
-        (lambda data: data.__setitem__(64 + 30, PAD), BAD_CHECKSUM),
+        (lambda data: data.__setitem__(slice(64, 96), bytes(32)), Problem.NEVER_WRITTEN),
+        (lambda data: data.__setitem__(64 + 30, 4), Problem.BAD_KIND),
+        (lambda data: data.__setitem__(64 + 30, 255), Problem.BAD_KIND),
+        (lambda data: data.__setitem__(64 + 31, 2), Problem.BAD_KIND),
+        (lambda data: struct.pack_into("<Q", data, 64 + 8, BASE + 96), Problem.BAD_LSN),
+        (lambda data: struct.pack_into("<Q", data, 64 + 8, 2**64 - 1), Problem.BAD_LSN),
+        (lambda data: struct.pack_into("<I", data, 64, 1000), Problem.BAD_LENGTH),
+        (lambda data: struct.pack_into("<I", data, 64, 2**32 - 1), Problem.BAD_LENGTH),
+        (lambda data: struct.pack_into("<I", data, 64, 32), Problem.BAD_CHECKSUM),
+        (lambda data: data.__setitem__(64 + 4, data[64 + 4] ^ 1), Problem.BAD_CHECKSUM),
+        (lambda data: data.__setitem__(64 + 24, 0), Problem.BAD_CHECKSUM),
+        (lambda data: data.__setitem__(64 + 31, 1), Problem.BAD_CHECKSUM),
+        (lambda data: data.__setitem__(64 + 30, PAD), Problem.BAD_CHECKSUM),
     ],
 )
 def test_damage_stops_the_walk_at_its_frame_and_is_named(damage, problem: int) -> None:  # type: ignore[no-untyped-def]
@@ -148,19 +140,21 @@ def test_no_changed_byte_of_header_or_payload_goes_unseen(at: int, change: int) 
     padding = set(range(37, 64)) | set(range(228, 256))
     data = bytearray(THREE)
     data[at] ^= change
-    assert (walk(bytes(data))[3] == VALID) == (at in padding)
+    assert (walk(bytes(data))[3] == Problem.VALID) == (at in padding)
 
 
 def test_a_frame_of_another_log_does_not_validate() -> None:
-    assert _native.walk(THREE, BASE, BASE, BASE + 64, SEED + 1, True, -1, False, None)[3] == BAD_CHECKSUM
+    assert (
+        _native.walk(THREE, BASE, BASE, BASE + 64, SEED + 1, True, -1, False, None)[3] == Problem.BAD_CHECKSUM
+    )
 
 
 def test_a_frame_that_goes_past_the_bound_is_refused() -> None:
-    assert walk(THREE, end=BASE + len(THREE) - 32)[1:] == (BASE + 96, BASE + 96, BAD_LENGTH)
+    assert walk(THREE, end=BASE + len(THREE) - 32)[1:] == (BASE + 96, BASE + 96, Problem.BAD_LENGTH)
 
 
 def test_a_header_that_does_not_fit_is_refused() -> None:
-    assert walk(THREE, end=BASE + 64 + 16)[3] == NO_HEADER
+    assert walk(THREE, end=BASE + 64 + 16)[3] == Problem.OUT_OF_BOUNDS
 
 
 @pytest.mark.parametrize(
@@ -178,7 +172,7 @@ def test_no_bytes_whatever_make_the_walk_leave_its_bounds(data: bytes) -> None:
     count, at, whole, problem = walk(data)
     assert 0 <= count <= len(data) // 32
     assert BASE <= whole <= at <= BASE + len(data)
-    assert 0 <= problem < len(PROBLEMS)
+    assert 0 <= problem < len(Problem)
 
 
 def test_the_next_frame_is_found_behind_damage() -> None:
@@ -213,7 +207,7 @@ def test_an_append_over_old_bytes_zeroes_the_padding() -> None:
 def test_a_filler_header_covers_its_range(kind: int) -> None:
     header = _native.filler(kind, BASE, 160, 99, 3, SEED)
     assert header == frame(BASE, b"", kind, tag=0, size=128)[:32]
-    assert walk(header + bytes(128)) == (0, BASE + 160, BASE + 160, VALID)
+    assert walk(header + bytes(128)) == (0, BASE + 160, BASE + 160, Problem.VALID)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +225,7 @@ def test_records_of_a_mapping_refuse_what_they_cannot_make(tmp_path: pathlib.Pat
         mapping = _native.Mapping(file.fileno(), path.stat().st_size, False)
     end = BASE + len(THREE)
     made, at, problem = _native.records(mapping, BASE, BASE, end, end, SEED, True, 9, tuple)
-    assert (at, problem) == (end, VALID)
+    assert (at, problem) == (end, Problem.VALID)
     assert [record[:4] for record in made] == [(BASE + at, 99, 7, 3) for at in (0, 64, 96)]
     assert [len(record[4]) for record in made] == [5, 0, 100]
     assert _native.records(mapping, BASE, BASE, BASE + 1, end, SEED, True, 9, tuple)[1] == BASE + 64
@@ -239,7 +233,7 @@ def test_records_of_a_mapping_refuse_what_they_cannot_make(tmp_path: pathlib.Pat
     assert _native.records(mapping, BASE, BASE, end, end, SEED + 1, True, 9, tuple) == (
         [],
         BASE,
-        BAD_CHECKSUM,
+        Problem.BAD_CHECKSUM,
     )
     for kind in (list, int, type):
         with pytest.raises(TypeError, match="no kind of tuple"):

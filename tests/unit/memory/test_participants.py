@@ -15,7 +15,7 @@ from shmlog.format.geometry import PARTICIPANT_COUNT
 from shmlog.format.layout import CB, CL, CLAIM_HELD, NO_LSN, PT, ROLE_FLUSHER, ROLE_HANDLE, SLOT_USED
 from shmlog.memory import participants
 from shmlog.memory.participants import Claim, Participants, slot_offset
-from shmlog.system.files import FIRST_PARTICIPANT_BYTE, LockFile
+from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LockFile
 
 
 class Table:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from shmlog.format.layout import CHECKSUM, LAYOUT, MARK, MARK_OFFSETS, PROBLEMS, SEGMENT_HEADER
+from shmlog.disk.cursors import CURSOR_FILE_BYTES, CURSOR_SLOTS
+from shmlog.format.layout import LAYOUT, Problem
+from shmlog.format.marks import MARK_SLOTS, SEGMENT_HEADER
+from shmlog.format.slots import CHECKSUM
 
-FORMAT = Path(__file__).resolve().parents[2] / "docs" / "reference" / "format.md"
+FORMAT = Path(__file__).resolve().parents[3] / "docs" / "reference" / "format.md"
 CODES = {"I": "u32", "H": "u16", "B": "u8", "Q": "u64", "q": "i64"}
 
 Fields = list[tuple[int, str]]
@@ -52,7 +55,10 @@ def test_the_frame_header_is_as_documented() -> None:
     assert documented("Frame header") == declared
 
 
-@pytest.mark.parametrize(("heading", "form"), [("Segment header", SEGMENT_HEADER), ("Vouched mark", MARK)])
+@pytest.mark.parametrize(
+    ("heading", "form"),
+    [("Segment header", SEGMENT_HEADER), ("Vouched mark", MARK_SLOTS.body), ("Cursor", CURSOR_SLOTS.body)],
+)
 def test_a_structure_is_as_documented(heading: str, form: struct.Struct) -> None:
     declared = [*of_struct(form), (form.size, "u32")]
     assert [(at, kind) for at, _, kind in documented(heading)] == declared
@@ -87,12 +93,16 @@ def test_words_that_different_parties_write_do_not_share_a_line(alone: str) -> N
 
 
 def test_marks_lie_in_sectors_of_their_own_behind_the_header() -> None:
-    ends = [SEGMENT_HEADER.size + CHECKSUM.size] + [at + MARK.size + CHECKSUM.size for at in MARK_OFFSETS]
-    sectors = [0, *(at // 512 for at in MARK_OFFSETS)]
+    ends = [SEGMENT_HEADER.size + CHECKSUM.size] + [at + MARK_SLOTS.copy_bytes for at in MARK_SLOTS.offsets]
+    sectors = [0, *(at // 512 for at in MARK_SLOTS.offsets)]
     assert len(set(sectors)) == 3
     assert [(end - 1) // 512 for end in ends] == sectors
 
 
+def test_the_copies_of_a_cursor_fit_its_file() -> None:
+    assert max(CURSOR_SLOTS.offsets) + CURSOR_SLOTS.copy_bytes <= CURSOR_FILE_BYTES
+
+
 def test_every_finding_of_the_frame_check_has_a_name() -> None:
     header = (FORMAT.parents[2] / "shmlog" / "native" / "frame.h").read_text()
-    assert len(PROBLEMS) == len(re.findall(r"^    FRAME_[A-Z_]+ = \d", header, re.M))
+    assert len(Problem) == len(re.findall(r"^    FRAME_[A-Z_]+ = \d", header, re.M))

@@ -14,26 +14,28 @@ from hypothesis import strategies as st
 
 from shmlog.disk import segment
 from shmlog.errors import FormatError
+from shmlog.format import marks
 from shmlog.format.geometry import Geometry
-from shmlog.format.layout import CHECKSUM, MARK, MARK_OFFSETS, SEGMENT_HEADER
+from shmlog.format.marks import MARK_SLOTS, SEGMENT_HEADER
+from shmlog.format.slots import CHECKSUM
 from shmlog.system import files
 
 LOG_ID = bytes(range(16))
 GEOMETRY = Geometry(64 << 10, 64 << 10)
-HEADER = segment.Header(LOG_ID, 3 << 16, 64 << 10, 7, 1_700_000_000_000_000_000)
-MARK_ = segment.Mark(epoch=7, durable_lsn=4096, sequence=5, trimmed_lsn=64, clean=True, boot_id=bytes(16))
+HEADER = marks.Header(LOG_ID, 3 << 16, 64 << 10, 7, 1_700_000_000_000_000_000)
+MARK_ = marks.Mark(epoch=7, durable_lsn=4096, sequence=5, trimmed_lsn=64, clean=True, boot_id=bytes(16))
 U64 = st.integers(0, 2**64 - 1)
 U62 = st.integers(0, 2**62)
 HEADER_BYTES = SEGMENT_HEADER.size + CHECKSUM.size
-MARK_BYTES = MARK.size + CHECKSUM.size
+MARK_BYTES = MARK_SLOTS.copy_bytes
 
 
 @given(st.binary(min_size=16, max_size=16), U64, U64, U64, st.integers(-(2**63), 2**63 - 1))
 def test_a_header_decodes_to_what_was_encoded(
     log_id: bytes, first: int, size: int, epoch: int, created: int
 ) -> None:
-    header = segment.Header(log_id, first, size, epoch, created)
-    assert segment.decode_header(header.encode(), "x.seg") == header
+    header = marks.Header(log_id, first, size, epoch, created)
+    assert marks.decode_header(header.encode(), "x.seg") == header
 
 
 @pytest.mark.parametrize("byte", range(HEADER_BYTES))
@@ -41,19 +43,19 @@ def test_a_header_with_any_byte_changed_is_refused(byte: int) -> None:
     data = bytearray(HEADER.encode())
     data[byte] ^= 0x01
     with pytest.raises(FormatError, match=r"x\.seg"):
-        segment.decode_header(bytes(data), "x.seg")
+        marks.decode_header(bytes(data), "x.seg")
 
 
 def test_a_header_that_is_cut_short_is_refused() -> None:
     with pytest.raises(FormatError, match="too short for a segment: 67 bytes"):
-        segment.decode_header(HEADER.encode()[:-1], "x.seg")
+        marks.decode_header(HEADER.encode()[:-1], "x.seg")
 
 
 def test_a_header_of_another_version_says_which() -> None:
     body = bytearray(HEADER.encode()[: SEGMENT_HEADER.size])
     struct.pack_into("<I", body, 8, 9)
     with pytest.raises(FormatError, match="format version 9; this is version 1"):
-        segment.decode_header(bytes(body) + CHECKSUM.pack(crc32c(body)), "x.seg")
+        marks.decode_header(bytes(body) + CHECKSUM.pack(crc32c(body)), "x.seg")
 
 
 @given(U62, U62, U62, U62, st.booleans(), st.binary(min_size=16, max_size=16))
@@ -61,8 +63,8 @@ def test_a_mark_decodes_to_what_was_encoded(
     epoch: int, durable: int, sequence: int, trimmed: int, clean: bool, boot: bytes
 ) -> None:
     trimmed = min(trimmed, durable) // 32 * 32
-    mark = segment.Mark(epoch, durable, sequence, trimmed, clean, boot)
-    assert segment.decode_mark(mark.encode(LOG_ID), LOG_ID) == mark
+    mark = marks.Mark(epoch, durable, sequence, trimmed, clean, boot)
+    assert marks.decode_mark(mark.encode(LOG_ID), LOG_ID) == mark
 
 
 @pytest.mark.parametrize(
@@ -77,23 +79,23 @@ def test_a_mark_decodes_to_what_was_encoded(
 )
 def test_a_mark_that_no_flusher_writes_does_not_count(changes: dict[str, int]) -> None:
     forged = replace(MARK_, **changes)  # type: ignore[arg-type]
-    assert segment.decode_mark(forged.encode(LOG_ID), LOG_ID) is None
+    assert marks.decode_mark(forged.encode(LOG_ID), LOG_ID) is None
 
 
 @pytest.mark.parametrize("byte", range(MARK_BYTES))
 def test_a_mark_with_any_byte_changed_does_not_count(byte: int) -> None:
     data = bytearray(MARK_.encode(LOG_ID))
     data[byte] ^= 0x80
-    assert segment.decode_mark(bytes(data), LOG_ID) is None
+    assert marks.decode_mark(bytes(data), LOG_ID) is None
 
 
 def test_a_mark_of_another_log_does_not_count() -> None:
-    assert segment.decode_mark(MARK_.encode(LOG_ID), bytes(16)) is None
+    assert marks.decode_mark(MARK_.encode(LOG_ID), bytes(16)) is None
 
 
 def test_a_mark_that_is_cut_short_or_was_never_written_does_not_count() -> None:
-    assert segment.decode_mark(MARK_.encode(LOG_ID)[:-1], LOG_ID) is None
-    assert segment.decode_mark(bytes(4096), LOG_ID) is None
+    assert marks.decode_mark(MARK_.encode(LOG_ID)[:-1], LOG_ID) is None
+    assert marks.decode_mark(bytes(4096), LOG_ID) is None
 
 
 def test_marks_are_ordered_by_epoch_then_durable_lsn_then_sequence() -> None:
@@ -102,28 +104,28 @@ def test_marks_are_ordered_by_epoch_then_durable_lsn_then_sequence() -> None:
     assert MARK_.next(clean=False) > MARK_
 
 
-def _page(*marks: segment.Mark) -> bytes:
+def _page(*marks: marks.Mark) -> bytes:
     page = bytearray(4096)
     for mark in marks:
-        at = MARK_OFFSETS[mark.sequence % 2]
+        at = MARK_SLOTS.offsets[mark.sequence % 2]
         page[at : at + MARK_BYTES] = mark.encode(LOG_ID)
     return bytes(page)
 
 
 def test_the_newer_of_two_marks_counts() -> None:
     newer = MARK_.next(durable_lsn=8192)
-    assert segment.newest_mark(_page(MARK_, newer), LOG_ID) == newer
+    assert marks.newest_mark(_page(MARK_, newer), LOG_ID) == newer
 
 
 def test_the_older_mark_counts_when_the_newer_is_torn() -> None:
     newer = MARK_.next(durable_lsn=8192)
     page = bytearray(_page(MARK_, newer))
-    page[MARK_OFFSETS[newer.sequence % 2] + 20] ^= 0xFF
-    assert segment.newest_mark(bytes(page), LOG_ID) == MARK_
+    page[MARK_SLOTS.offsets[newer.sequence % 2] + 20] ^= 0xFF
+    assert marks.newest_mark(bytes(page), LOG_ID) == MARK_
 
 
 def test_no_mark_counts_when_both_are_torn() -> None:
-    assert segment.newest_mark(bytes(4096), LOG_ID) is None
+    assert marks.newest_mark(bytes(4096), LOG_ID) is None
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def _check(path: str, log_id: bytes = LOG_ID, first: int = HEADER.first_lsn) -> 
 
 
 def test_a_new_segment_is_whole_and_passes_its_own_check(path: str) -> None:
-    assert segment.newest_mark(_check(path), LOG_ID) == MARK_
+    assert marks.newest_mark(_check(path), LOG_ID) == MARK_
     assert os.stat(path).st_size == GEOMETRY.file_bytes
     assert os.listdir(os.path.dirname(path)) == ["x.seg"]
 
@@ -192,9 +194,9 @@ def test_marks_are_written_in_turn_and_touch_nothing_else(path: str) -> None:
     with files.descriptor(files.open_file(path, writable=True)) as fd:
         segment.write_mark(fd, newer, LOG_ID)
     after = bytearray(Path(path).read_bytes())
-    assert segment.newest_mark(bytes(after[:4096]), LOG_ID) == newer
-    at = MARK_OFFSETS[newer.sequence % 2]
+    assert marks.newest_mark(bytes(after[:4096]), LOG_ID) == newer
+    at = MARK_SLOTS.offsets[newer.sequence % 2]
     assert after[at : at + MARK_BYTES] == newer.encode(LOG_ID)
-    assert segment.decode_mark(bytes(after[MARK_OFFSETS[MARK_.sequence % 2] :]), LOG_ID) == MARK_
+    assert marks.decode_mark(bytes(after[MARK_SLOTS.offset(MARK_.sequence) :]), LOG_ID) == MARK_
     after[at : at + MARK_BYTES] = before[at : at + MARK_BYTES]
     assert bytes(after) == before

@@ -135,30 +135,6 @@ def test_a_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> Non
         files.check_directory(str(tmp_path))
 
 
-def test_a_lock_is_seen_by_other_open_files_and_not_by_its_own(tmp_path: Path) -> None:
-    path = str(tmp_path / "LOCK")
-    one, other = files.LockFile(path), files.LockFile(path)
-    assert one.try_lock(7)
-    assert one.try_lock(7)
-    assert not other.try_lock(7)
-    assert other.locked(7)
-    assert other.locked(2, 6)
-    assert not other.locked(2, 5)
-    assert not one.locked(7)
-    one.close()
-    assert not other.locked(7)
-    assert other.try_lock(7)
-    other.close()
-
-
-def test_a_closed_lock_file_says_so(tmp_path: Path) -> None:
-    lock = files.LockFile(str(tmp_path / "LOCK"))
-    lock.close()
-    lock.close()
-    with pytest.raises(ValueError, match="closed"):
-        lock.try_lock(0)
-
-
 def test_the_boot_id_stays_the_same() -> None:
     assert len(files.boot_id()) == 16
     assert files.boot_id() == files.boot_id()

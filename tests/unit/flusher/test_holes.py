@@ -12,7 +12,7 @@ from shmlog.flusher.holes import Hole, find_hole
 from shmlog.format.geometry import PARTICIPANT_COUNT
 from shmlog.format.layout import CB, PT
 from shmlog.memory.participants import Participants
-from shmlog.system.files import LockFile
+from shmlog.system.locks import LockFile
 
 WINDOW_BYTES = 128 << 10
 

@@ -1,0 +1,150 @@
+"""Records: the verbs that put records into a log and print them.
+
+This module knows standard input and shmlog's public names.  It may not know more of a log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from shmlog.cli.arguments import check_place
+from shmlog.cli.output import put, say
+
+if TYPE_CHECKING:
+    from shmlog.records.batch import Record
+
+CHUNK_BYTES = 256 << 10
+"""Read from standard input at once, if so much is there."""
+
+
+class _Lines:
+    """Standard input's lines, as batches of what can be read without waiting.
+
+    The first Ctrl-C ends them; a second one interrupts whatever runs then.
+    """
+
+    interrupted = False
+    unfinished_bytes = 0
+    """of a line that the interrupt cut"""
+
+    def batches(self) -> Iterator[list[bytes]]:
+        fd = sys.stdin.fileno()
+        rest: list[bytes] = []
+        with self._ctrl_c() as rung:
+            while not (ready := select.select([rung, fd], [], [])[0]) or rung not in ready:
+                chunk = os.read(fd, CHUNK_BYTES)
+                if not chunk:
+                    break
+                lines, end, beginning = chunk.rpartition(b"\n")
+                if end:
+                    yield b"".join([*rest, lines]).split(b"\n")
+                    rest = []
+                rest += [beginning] if beginning else []
+            else:
+                self.interrupted = True
+        if self.interrupted:
+            self.unfinished_bytes = sum(map(len, rest))
+        elif rest:
+            yield [b"".join(rest)]
+
+    @contextlib.contextmanager
+    def _ctrl_c(self) -> Iterator[int]:
+        """A descriptor that can be read from once Ctrl-C was pressed: no line is lost
+        between being read and being appended."""
+        before = signal.getsignal(signal.SIGINT)
+        reading, writing = os.pipe()
+
+        def ring(*_: object) -> None:
+            signal.signal(signal.SIGINT, before)
+            os.write(writing, b"!")
+
+        try:
+            if before is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, ring)
+            yield reading
+        finally:
+            signal.signal(signal.SIGINT, before)
+            os.close(reading)
+            os.close(writing)
+
+
+def append(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed")
+    if not chosen.create:
+        check_place(chosen.directory, "`--create` or `shmlog create` makes one")
+    count = payload = 0
+    first = last = None
+    lines = _Lines()
+    with shmlog.open(chosen.directory, create=chosen.create) as log:
+        for batch in ([sys.stdin.buffer.read()],) if chosen.whole else lines.batches():
+            lsns = log.append_many(batch, chosen.tag)
+            first = int(lsns[0]) if first is None else first
+            last = int(lsns[-1])
+            count, payload = count + len(batch), payload + sum(map(len, batch))
+        if not chosen.no_sync:
+            log.wait_durable()
+    facts = {
+        "records": count,
+        "bytes": payload,
+        "first_lsn": first,
+        "last_lsn": last,
+        "durable": not chosen.no_sync,
+    }
+    if lines.unfinished_bytes:
+        cut = f"shmlog: interrupted: {lines.unfinished_bytes} bytes of an unfinished line were not appended"
+        print(cut, file=sys.stderr)
+    say(chosen, facts, f"appended {count} records, {payload} bytes")
+    return 130 if lines.interrupted else 0
+
+
+def cat(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    if chosen.raw and chosen.json:
+        chosen.refuse("argument --raw: not allowed with argument --json")
+    if chosen.follow and chosen.stop is not None:
+        chosen.refuse("argument --follow: not allowed with argument --stop")
+    check_place(chosen.directory)
+    left = chosen.count if chosen.count is not None else -1
+    with shmlog.open_readonly(chosen.directory) as log:
+        records: Iterator[Record] = log.read(chosen.start, chosen.stop)
+        if chosen.follow:
+            records = log.tail(log.trimmed_lsn if chosen.start is None else chosen.start)
+        for record in records if left else ():
+            if chosen.tag is not None and record.tag != chosen.tag:
+                continue
+            left -= 1
+            data = json.dumps(_record_facts(record)).encode() if chosen.json else record.data
+            put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
+            if left == 0:
+                break
+    return 0
+
+
+def _record_facts(record: Record) -> dict[str, Any]:
+    data = bytes(record.data)
+    facts: dict[str, Any] = {
+        "lsn": record.lsn,
+        "time_ns": record.time_ns,
+        "tag": record.tag,
+        "writer": record.writer,
+        "bytes": len(data),
+    }
+    try:
+        facts["text"] = data.decode("utf-8")
+    except UnicodeDecodeError:
+        facts["base64"] = base64.b64encode(data).decode()
+    return facts

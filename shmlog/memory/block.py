@@ -1,0 +1,163 @@
+"""Block: the shared memory of one log, by its name; made, joined, looked at and removed.
+
+    /dev/shm/shmlog-0123456789abcdef      the block
+    /dev/shm/sem.shmlog-...-c, -s         its doorbells (bells)
+
+The standard library registers every attach with a resource tracker that may unlink the
+block when an attacher exits, and checks nothing of what it attaches to: both are seen to
+here, and nowhere else.
+
+Invariants
+  M1  The block has real memory behind every page before anyone stores to it: a full
+      /dev/shm is an OSError at open, never a SIGBUS later.
+  M2  Nobody trusts a block that another user made, or may write to.
+
+This module knows names, sizes and owners.  It may not know the words inside.
+"""
+
+from __future__ import annotations
+
+import _posixshmem
+import contextlib
+import os
+import stat
+import sys
+import types
+from multiprocessing import shared_memory
+
+from shmlog import _native
+from shmlog.errors import AttachError
+from shmlog.system.bells import unlink
+
+
+class StaleBlockError(AttachError):
+    """The block is of another boot, build or geometry; it may go if nobody lives."""
+
+
+def _initialize(block: shared_memory.SharedMemory, name: str, create: bool, size: int) -> None:
+    """SharedMemory.__init__ without Python's resource tracker, which would remove the
+    block when the first process that attached exits."""
+    if sys.version_info >= (3, 13):
+        shared_memory.SharedMemory.__init__(block, name, create, size, track=False)
+    else:  # the same code, to which `resource_tracker` is something else: nothing global is touched
+        original = shared_memory.SharedMemory.__init__
+        untracked = types.SimpleNamespace(register=lambda *_: None)
+        names = {**vars(shared_memory), "resource_tracker": untracked}
+        types.FunctionType(original.__code__, names, argdefs=original.__defaults__)(block, name, create, size)
+
+
+class Block(shared_memory.SharedMemory):
+    """Lives as long as its buffer is used: nothing is closed behind a view's back."""
+
+    _fd: int
+
+    def __init__(self, name: str, create: bool, size: int) -> None:
+        try:
+            _initialize(self, name, create, size)
+        except BaseException:
+            self.close_descriptor()
+            raise
+
+    def close_descriptor(self) -> None:
+        """The mapping needs none."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def unlink(self) -> None:
+        """Nothing: the base class calls this when it cannot map a block, others' too."""
+
+    def __del__(self) -> None:
+        pass
+
+
+def block_name(log_id: bytes) -> str:
+    """Short enough for every system (macOS allows 31 characters)."""
+    return f"shmlog-{log_id.hex()[:16]}"
+
+
+def bell_name(log_id: bytes, which: str) -> str:
+    return f"/{block_name(log_id)}-{which}"
+
+
+def exists(log_id: bytes) -> bool:
+    try:
+        fd = _posixshmem.shm_open("/" + block_name(log_id), os.O_RDONLY, mode=0o600)
+    except FileNotFoundError:
+        return False
+    os.close(fd)
+    return True
+
+
+def unlink_all(log_id: bytes) -> None:
+    """Remove the block's and the semaphores' names.  The block last: it being gone means
+    that nothing is left, and who joins one that was left makes the semaphores anew."""
+    for which in ("c", "s"):
+        unlink(bell_name(log_id, which))
+    with contextlib.suppress(FileNotFoundError):
+        _posixshmem.shm_unlink("/" + block_name(log_id))
+
+
+def missing(path: str, log_id: bytes) -> str:
+    """What to say of a log that is used while its block is not here."""
+    return (
+        f"{path} is in use, but its control block /dev/shm/{block_name(log_id)} is not here:"
+        " it was removed, or its users are in another container"
+    )
+
+
+def create(log_id: bytes, size: int, mode: int) -> Block:
+    """Make the log's block, all zeros (M1); FileExistsError if there is one."""
+    block = Block(block_name(log_id), True, size)
+    try:
+        os.fchmod(block._fd, mode)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(block._fd, 0, size)
+    except BaseException:
+        unlink_all(log_id)
+        raise
+    finally:
+        block.close_descriptor()
+    return block
+
+
+def attach(log_id: bytes, size: int, mode: int) -> Block:
+    """Map the log's block.  FileNotFoundError: there is none.  StaleBlockError: it has
+    another size.  AttachError: it is not ours to touch (M2)."""
+    name = block_name(log_id)
+    try:
+        block = Block(name, False, 0)
+    except ValueError:  # it cannot be mapped: whoever made it died before it had a size, or it was cut
+        raise StaleBlockError(f"/dev/shm/{name} is empty") from None
+    try:
+        found = os.fstat(block._fd)
+    finally:
+        block.close_descriptor()
+    _check_owner(name, found, mode)
+    if found.st_size != size:
+        raise StaleBlockError(f"/dev/shm/{name} has {found.st_size} bytes, not {size}")
+    return block
+
+
+def map_readonly(log_id: bytes, size: int) -> _native.Mapping | None:
+    """The log's block mapped for looking at, or None if there is none of this size.
+    AttachError if it is not ours (M2)."""
+    name = block_name(log_id)
+    try:
+        fd = _posixshmem.shm_open("/" + name, os.O_RDONLY, mode=0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        found = os.fstat(fd)
+        _check_owner(name, found, 0o775)
+        return _native.Mapping(fd, size, False) if found.st_size == size else None
+    finally:
+        os.close(fd)
+
+
+def _check_owner(name: str, found: os.stat_result, mode: int) -> None:
+    """AttachError if somebody else may have written what the block says."""
+    if found.st_uid != os.geteuid():
+        raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    if stat.S_IMODE(found.st_mode) & ~mode & 0o077:
+        raise AttachError(f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}")

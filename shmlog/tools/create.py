@@ -1,0 +1,41 @@
+"""Create: make a log without opening it.
+
+This module knows the rules for a new log's sizes and mode.  It may not know what is
+in the directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+from shmlog.disk import directory
+from shmlog.format.geometry import Geometry
+from shmlog.system import files
+
+
+def parse_mode(text: str) -> int:
+    """The files' mode that an octal number says; ValueError for one that no log may have."""
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        raise ValueError(f"{text!r} is no octal mode") from None
+    return files.check_mode(mode)
+
+
+def create(
+    path: str | os.PathLike[str], segment_bytes: int | None, window_bytes: int | None, mode: int
+) -> dict[str, Any]:
+    """Make the log; what it is, as plain values.  FileExistsError if there is one."""
+    where = os.fsdecode(path)
+    if directory.exists(where):
+        raise FileExistsError(errno.EEXIST, "there is a log already", where)
+    geometry = Geometry.of(segment_bytes, window_bytes)
+    made = directory.create(where, geometry, files.check_mode(mode))
+    return {
+        "path": made.path,
+        "log_id": made.identity.log_id.hex(),
+        "segment_bytes": geometry.segment_bytes,
+        "window_bytes": geometry.window_bytes,
+    }
