@@ -9,6 +9,8 @@ package writes must read the same here, and every checksum is checked.
     log.newest_mark()            Mark
     log.frames(begin, end)       every frame; BadFrame at the first that is not valid
     log.records(begin, end)      DATA frames only
+    log.kept(same_boot)          what recovery has to keep of a log that nobody uses
+    log.cursor(name)             a cursor's two copies; the valid one that is newest counts
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ from crc32c import crc32c
 
 DATA, PAD, FILL = 1, 2, 3
 GOES_ON = 1
+GRANULE = 32
 HEADER_PAGE = 4096
 FRAME = struct.Struct("<IIQqIHBB")
 SEGMENT = struct.Struct("<8sII16sQQQqI")
 MARK = struct.Struct("<4sIQQQQ16sI")
+CURSOR = struct.Struct("<4sIQQI")
+CURSOR_BYTES = 1024
 
 
 class BadFrame(Exception):
@@ -57,6 +62,20 @@ class Frame(NamedTuple):
     kind: int
     flags: int
     payload: bytes
+    end_lsn: int
+
+
+class Kept(NamedTuple):
+    """What recovery has to keep: everything below end_lsn but for the holes."""
+
+    end_lsn: int
+    holes: list[tuple[int, int]]
+    dropped_bytes: int
+
+
+class Cursor(NamedTuple):
+    sequence: int
+    lsn: int
 
 
 class PyLog:
@@ -70,6 +89,8 @@ class PyLog:
         assert identity["version"] == 1, identity
         self.log_id = bytes.fromhex(identity["log_id"].replace("-", ""))
         self.segment_bytes: int = identity["segment_bytes"]
+        self.window_bytes: int = identity["window_bytes"]
+        self.created_ns: int = identity["created_ns"]
         self.seed = crc32c(self.log_id)
 
     def _segment_path(self, first: int) -> str:
@@ -95,10 +116,11 @@ class PyLog:
         """Both copies of a segment's mark; None for one that is not whole."""
         page = self._read(first, 0, HEADER_PAGE)
         found: list[Mark | None] = []
-        for at in (512, 1024):
+        for parity, at in enumerate((512, 1024)):
             magic, flags, sequence, durable, trimmed, epoch, boot, checksum = MARK.unpack_from(page, at)
             whole = crc32c(page[at : at + MARK.size - 4], crc32c(self.log_id)) == checksum
             valid = magic == b"MARK" and whole
+            assert not valid or sequence % 2 == parity, f"mark {sequence} of segment {first} is at {at}"
             found.append(Mark(epoch, durable, sequence, trimmed, bool(flags & 1), boot) if valid else None)
         return found
 
@@ -114,14 +136,77 @@ class PyLog:
             image = self._read(first, HEADER_PAGE + lsn - first, bound - lsn)
             base = lsn
             while lsn < bound:
-                frame, size = self._frame(image, lsn - base, lsn)
+                frame = self._frame(image, lsn - base, lsn)
                 yield frame
-                lsn += size
+                lsn = frame.end_lsn
 
     def records(self, begin: int, end: int) -> Iterator[Frame]:
         return (frame for frame in self.frames(begin, end) if frame.kind == DATA)
 
-    def _frame(self, image: bytes, at: int, lsn: int) -> tuple[Frame, int]:
+    def kept(self, same_boot: bool) -> Kept:
+        """Looks for the first frame that is not valid, from the beginning of the segment that
+        the newest mark is about.  BadFrame if that is below the mark.  What is valid above it
+        is kept too if the machine has not restarted since: the hole is a dead writer's."""
+        vouched, segments = self.newest_mark().durable_lsn, self.segments()
+        begin = max(0, vouched - 1)
+        begin -= begin % self.segment_bytes
+        stop = begin
+        while stop in segments:
+            stop += self.segment_bytes
+        end, bad = self._whole(begin, stop)
+        if end < vouched:
+            raise BadFrame(f"at {bad}, and the newest mark vouches for all below {vouched}")
+        holes = []
+        if same_boot:
+            lsn = bad + GRANULE
+            while lsn < stop:
+                whole, bad = self._whole(lsn, stop)
+                if whole > lsn:
+                    holes.append((end, lsn))
+                    end = whole
+                lsn = max(bad, lsn) + GRANULE
+        return Kept(end, holes, self._last_byte(end, stop) - end)
+
+    def cursor(self, name: str) -> list[Cursor | None]:
+        """Both copies of a cursor; None for one that is not whole."""
+        with open(os.path.join(self.path, "cursors", name), "rb") as file:
+            data = file.read()
+        assert len(data) == CURSOR_BYTES, f"{name}: {len(data)} bytes"
+        found: list[Cursor | None] = []
+        for parity, at in enumerate((0, 512)):
+            magic, version, sequence, lsn, checksum = CURSOR.unpack_from(data, at)
+            whole = crc32c(data[at : at + CURSOR.size - 4], self.seed) == checksum
+            valid = (magic, version) == (b"CURS", 1) and whole
+            assert not valid or sequence % 2 == parity, f"copy {sequence} of cursor {name} is at {at}"
+            found.append(Cursor(sequence, lsn) if valid else None)
+        return found
+
+    def _whole(self, begin: int, stop: int) -> tuple[int, int]:
+        """Up to where whole frames and whole batches reach from begin on, and where the
+        first frame that is not valid should be."""
+        whole = lsn = begin
+        try:
+            for frame in self.frames(begin, stop):
+                lsn = frame.end_lsn
+                if not frame.flags & GOES_ON:
+                    whole = lsn
+        except BadFrame:
+            pass
+        return whole, lsn
+
+    def _last_byte(self, begin: int, stop: int) -> int:
+        """The end of the last granule of [begin, stop) that is not all zeros, or begin."""
+        last = lsn = begin
+        while lsn < stop:
+            first = lsn - lsn % self.segment_bytes
+            bound = min(stop, first + self.segment_bytes)
+            used = len(self._read(first, HEADER_PAGE + lsn - first, bound - lsn).rstrip(b"\0"))
+            if used:
+                last = lsn + -(-used // GRANULE) * GRANULE
+            lsn = bound
+        return last
+
+    def _frame(self, image: bytes, at: int, lsn: int) -> Frame:
         if len(image) - at < FRAME.size:
             raise BadFrame(f"no room for a header at {lsn}")
         size, checksum, own, time_ns, tag, writer, kind, flags = FRAME.unpack_from(image, at)
@@ -135,7 +220,7 @@ class PyLog:
             raise BadFrame(f"at {lsn}: the checksum does not match")
         if kind == DATA and any(image[at + FRAME.size + size : at + stored]):
             raise BadFrame(f"at {lsn}: the padding is not zero")
-        return Frame(lsn, time_ns, tag, writer, kind, flags, body), stored
+        return Frame(lsn, time_ns, tag, writer, kind, flags, body, lsn + stored)
 
     def _read(self, first: int, offset: int, size: int) -> bytes:
         fd = os.open(self._segment_path(first), os.O_RDONLY)
