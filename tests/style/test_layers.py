@@ -28,8 +28,8 @@ LAYERS = (
     "log info",
     "operations",
     "shmlog",  # the public names
-    "cli demo_flights",
-    "demo __main__",
+    "cli",
+    "__main__",
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -48,7 +48,7 @@ import numpy as np
 import numpy.typing as npt
 
 import shmlog
-from shmlog.demo_flights import (
+from flights import (
     BEGIN,
     END,
     RECORD,
@@ -359,9 +359,7 @@ def show(report: dict[str, Any], kept: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: everything agrees; 1: something differs, or an error; 2: wrong usage; 130: interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shmlog.demo", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, metavar="N", help="only the first N flights (default: all)")
     parser.add_argument(
         "--workers", type=int, default=4, metavar="N", help="processes in the pool (default 4)"
@@ -380,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (ImportError, OSError, ValueError, shmlog.ShmlogError) as error:
-        print(f"shmlog.demo: {error}", file=sys.stderr)
+        print(f"demo: {error}", file=sys.stderr)
         return 1
     if chosen.json:
         print(json.dumps(report))
