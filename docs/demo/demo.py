@@ -240,10 +240,10 @@ def no_interrupt() -> Iterator[None]:
 
 
 def load(
-    log: shmlog.Log, path: str, shares: Sequence[Share], workers: int, bar: Any
+    log: shmlog.Log, path: str, shares: Sequence[Share], workers: int, start_method: str, bar: Any
 ) -> tuple[Outcome, dict[str, Any]]:
     """Run the pool and, beside it, the reader; what each of them says."""
-    context = multiprocessing.get_context("fork")
+    context: Any = multiprocessing.get_context(start_method)
     in_ambush = context.Event()
     counted = context.Value("Q", 0, lock=False)
     ours, theirs = context.Pipe(duplex=False)
@@ -270,7 +270,9 @@ def load(
 # --------------------------------------------------------------------- the whole
 
 
-def run(path: str, scratch: str, rows_max: int | None, workers: int, quiet: bool) -> dict[str, Any]:
+def run(
+    path: str, scratch: str, rows_max: int | None, workers: int, start_method: str, quiet: bool
+) -> dict[str, Any]:
     """Load, read back, compare; the report."""
     from tqdm import tqdm
 
@@ -284,7 +286,7 @@ def run(path: str, scratch: str, rows_max: int | None, workers: int, quiet: bool
         if log.committed_lsn:
             raise FileExistsError(17, "there are records already", path)
         with tqdm(total=rows, unit=" flights", desc="logging", disable=quiet, mininterval=interval_s) as bar:
-            outcome, seen = load(log, plain, shares, workers, bar)
+            outcome, seen = load(log, plain, shares, workers, start_method, bar)
         found = read_back(log, rows)
         statistics = log.statistics()
     verified = shmlog.verify(path)
@@ -364,6 +366,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, default=4, metavar="N", help="processes in the pool (default 4)"
     )
+    parser.add_argument(
+        "--start-method",
+        choices=multiprocessing.get_all_start_methods(),
+        default="fork",
+        help="how the processes are started (default fork)",
+    )
     parser.add_argument("--keep", metavar="DIR", help="make the log in DIR and leave it there")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, and no progress")
     chosen = parser.parse_args(arguments)
@@ -373,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="shmlog-demo-") as scratch:
             path = chosen.keep or os.path.join(scratch, "log")
-            report = run(path, scratch, chosen.rows, chosen.workers, chosen.json)
+            report = run(path, scratch, chosen.rows, chosen.workers, chosen.start_method, chosen.json)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
