@@ -17,7 +17,7 @@ help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: .venv/.has-demo ## run the demonstration: 336,776 real departures, a killed worker, a checked result
-	$(BIN)/python -m shmlog.demo $(ARGS)
+	$(BIN)/python docs/demo/demo.py $(ARGS)
 
 test: .venv/.has-test ## run the tests, but for the long torture runs
 	$(BIN)/python -m pytest -m "not crash" $(ARGS)
@@ -51,7 +51,7 @@ build: $(BIN)/python ## make the source distribution and the wheel in dist/
 
 clean: ## remove what was built; .venv keeps its packages
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/.has-*
-	find shmlog tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find shmlog docs tests bench -name __pycache__ -prune -exec rm -rf {} +
 	rm -f shmlog/*.so
 
 $(BIN)/python:

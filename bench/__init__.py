@@ -1,4 +1,4 @@
-"""Benchmarks of shmlog: one module per workload, `peers/` for other systems.
+"""Benchmarks of shmlog: one module per workload, `peers/` for other systems, `kit/` for what runs them.
 
 Run one with `python -m bench.append`, all with `python -m bench`.
 """

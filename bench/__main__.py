@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from bench.harness import parse, run
-from bench.report import write_report
+from bench.kit.harness import parse, run
+from bench.kit.report import write_report
 
 WORKLOADS = (
     "append",

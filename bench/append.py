@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from bench.contenders import chosen, contender, job_of, peers
-from bench.floors import MappedFile
-from bench.harness import Goal, Heat, Options, main
-from bench.peers import Peer
+from bench.kit.contenders import chosen, contender, job_of, peers
+from bench.kit.floors import MappedFile
+from bench.kit.harness import Goal, Heat, Options, main
+from bench.kit.peer import Peer
+from bench.kit.subject import Shmlog, ShmlogArray, ShmlogReserve
 from bench.peers.files import OsWrite
-from bench.subject import Shmlog, ShmlogArray, ShmlogReserve
 
 SIZES = (16, 128, 1024, 65536, 1 << 20)
 PROCESSES = (1, 2, 4, 8)

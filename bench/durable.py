@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from bench.contenders import chosen, contender, job_of, peers
-from bench.floors import MappedFile
-from bench.harness import Goal, Heat, Options, main
-from bench.peers import Peer
-from bench.subject import Shmlog
+from bench.kit.contenders import chosen, contender, job_of, peers
+from bench.kit.floors import MappedFile
+from bench.kit.harness import Goal, Heat, Options, main
+from bench.kit.peer import Peer
+from bench.kit.subject import Shmlog
 
 SIZES = (128, 4096)
 # (callers, processes)

@@ -13,15 +13,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.contenders import job_of
-from bench.harness import Contender, Heat, Options, Outcome, main
-from bench.peers import Job
-from bench.peers.base import StorePeer
+from bench.kit.contenders import job_of
+from bench.kit.harness import Contender, Heat, Options, Outcome, main
+from bench.kit.peer import Job, StorePeer
+from bench.kit.records import Digest, digest_of, expected_digest, pool
+from bench.kit.subject import Shmlog, log_kept_open
+from bench.kit.workers import in_child
 from bench.peers.databases import Lmdb, Sqlite
 from bench.peers.files import OsWrite
-from bench.records import Digest, digest_of, expected_digest, pool
-from bench.subject import Shmlog, log_kept_open
-from bench.workers import in_child
 
 RECORD_BYTES = 1024
 BATCH = 64

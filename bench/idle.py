@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.harness import Contender, Goal, Heat, Options, Outcome, main
-from bench.records import payload
-from bench.subject import flusher_pid, flusher_seen_off, open_log, require_shmlog
-from bench.workers import Skipped, in_child
+from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main
+from bench.kit.records import payload
+from bench.kit.subject import flusher_pid, flusher_seen_off, open_log, require_shmlog
+from bench.kit.workers import Skipped, in_child
 
 WATCH_S = 5.0
 WATCH_TOY_S = 0.3

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.contenders import chosen, job_of, peers
-from bench.harness import Contender, Goal, Heat, Options, Outcome, main, throughput
-from bench.peers import Job, Peer
-from bench.records import Digest, digest_of, expected_digest, pool
-from bench.subject import create_log, flusher_seen_off, open_log, require_shmlog
-from bench.workers import Skipped, in_child
+from bench.kit.contenders import chosen, job_of, peers
+from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main, throughput
+from bench.kit.peer import Job, Peer
+from bench.kit.records import Digest, digest_of, expected_digest, pool
+from bench.kit.subject import create_log, flusher_seen_off, open_log, require_shmlog
+from bench.kit.workers import Skipped, in_child
 
 SIZES = (128, 4096)
 MAX_BYTES = 64 << 20

@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.contenders import contender, job_of, peers
-from bench.floors import crc32c_bytes_per_s
-from bench.harness import Contender, Goal, Heat, Options, Outcome, main
-from bench.peers import Job, Peer
-from bench.read import append_rows, fill
-from bench.records import Digest, digest_of, expected_digest
-from bench.subject import (
+from bench.kit.contenders import contender, job_of, peers
+from bench.kit.floors import crc32c_bytes_per_s
+from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main
+from bench.kit.peer import Job, Peer
+from bench.kit.records import Digest, digest_of, expected_digest
+from bench.kit.subject import (
     create_log,
     flusher_seen_off,
     kill_flusher,
@@ -30,7 +29,8 @@ from bench.subject import (
     require_shmlog,
     shared_memory_of,
 )
-from bench.workers import CONTEXT, WorkerError, in_child
+from bench.kit.workers import CONTEXT, WorkerError, in_child
+from bench.read import append_rows, fill
 
 RECORD_BYTES = 1024
 SIZES_MB = (16, 64, 256, 1024)

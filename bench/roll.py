@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.harness import Contender, Goal, Heat, Options, Outcome, latency, main
-from bench.peers.base import Job
+from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
+from bench.kit.peer import Job
+from bench.kit.records import Digest, digest_of, expected_digest, pool
+from bench.kit.subject import flusher_seen_off, open_log, require_shmlog
+from bench.kit.workers import in_child
 from bench.peers.files import OsWrite
-from bench.records import Digest, digest_of, expected_digest, pool
-from bench.subject import flusher_seen_off, open_log, require_shmlog
-from bench.workers import in_child
 
 RECORD_BYTES = 1024
 APPENDS_MAX = 200_000

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.floors import MADV_POPULATE_WRITE
-from bench.harness import Contender, Heat, Options, Outcome, latency, main
-from bench.records import payload
-from bench.workers import in_child
+from bench.kit.floors import MADV_POPULATE_WRITE
+from bench.kit.harness import Contender, Heat, Options, Outcome, latency, main
+from bench.kit.records import payload
+from bench.kit.workers import in_child
 
 FILE_BYTES = 64 << 20
 FILE_TOY_BYTES = 1 << 20

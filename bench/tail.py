@@ -18,10 +18,10 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from bench.floors import semaphore_relay, semaphore_round_trips
-from bench.harness import Contender, Goal, Heat, Options, Outcome, latency, main
-from bench.subject import flusher_seen_off, open_log, require_shmlog
-from bench.workers import CONTEXT, in_child, run_workers
+from bench.kit.floors import semaphore_relay, semaphore_round_trips
+from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
+from bench.kit.subject import flusher_seen_off, open_log, require_shmlog
+from bench.kit.workers import CONTEXT, in_child, run_workers
 
 REST_S = 0.0005
 ROUNDS = 1000

@@ -1,6 +1,6 @@
 """Other systems doing the same jobs; each module says how it uses them."""
 
-from bench.peers.base import Job, Peer
+from bench.kit.peer import Peer
 from bench.peers.databases import Lmdb, PersistQueue, RocksDict, Sqlite
 from bench.peers.files import LockedFile, OsWrite
 from bench.peers.java import AeronArchive, AeronIpc, ChronicleQueue
@@ -24,5 +24,3 @@ PEERS: tuple[Peer, ...] = (
     AeronIpc(),
     AeronArchive(),
 )
-
-__all__ = ["PEERS", "Job", "Peer"]

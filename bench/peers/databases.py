@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.peers.base import Job, StorePeer, Writer
+from bench.kit.peer import Job, StorePeer, Writer
 
 MAP_SPARE_BYTES = 1 << 30
 _KEY = struct.Struct(">QI")

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.peers.base import Job, StorePeer, Writer
+from bench.kit.peer import Job, StorePeer, Writer
 
 READ_BYTES = 1 << 20
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Outcome
-from bench.peers.base import Job
-from bench.peers.program import BUILD, HERE, ProgramPeer, built, pinned_version
-from bench.workers import Skipped
+from bench.kit.harness import Outcome
+from bench.kit.peer import Job
+from bench.kit.program import BUILD, SOURCES, ProgramPeer, built, pinned_version
+from bench.kit.workers import Skipped
 
-SOURCE = HERE / "java"
+SOURCE = SOURCES / "java"
 TARGET = BUILD / "java"
 
 # What the documentation of Chronicle (Java 17) and of Agrona asks for.

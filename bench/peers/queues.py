@@ -12,8 +12,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Outcome
-from bench.peers.base import (
+from bench.kit.harness import Outcome
+from bench.kit.peer import (
     Job,
     QueuePeer,
     Writer,
@@ -21,8 +21,8 @@ from bench.peers.base import (
     wait_durably,
     wait_twice_aside,
 )
-from bench.records import Digest, digest_of
-from bench.workers import CONTEXT, Target, in_child, run_workers
+from bench.kit.records import Digest, digest_of
+from bench.kit.workers import CONTEXT, Target, in_child, run_workers
 
 END = b""
 FIFO_BYTES = 64 << 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from bench.peers.program import BUILD, HERE, ProgramPeer, built, pinned_version
+from bench.kit.program import BUILD, SOURCES, ProgramPeer, built, pinned_version
 
-SOURCE = HERE / "rust"
+SOURCE = SOURCES / "rust"
 TARGET = BUILD / "rust"
 
 

@@ -35,10 +35,10 @@ from make import (
 from support.pyreader import FILL, BadFrame, PyLog
 
 import shmlog
-from shmlog import files  # private: these four lines are all
-from shmlog.directory import load
-from shmlog.layout import FORMAT_VERSION
-from shmlog.recovery import inspect, recover
+from shmlog.disk.directory import load
+from shmlog.disk.recovery import inspect, recover
+from shmlog.format.layout import FORMAT_VERSION
+from shmlog.system import files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

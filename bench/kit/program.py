@@ -10,7 +10,7 @@ included; the digest comes from a second run of the program with job=read, or
 from the line itself where nothing is kept. `begin_ns` and `end_ns` are
 CLOCK_MONOTONIC, so the spans of several programs can be compared.
 
-Programs are built on first use into `.build`, beside this file.
+Programs are built on first use from a folder of `peers/` into `peers/.build`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Outcome, throughput
-from bench.peers.base import Job, Peer
-from bench.records import Digest, expected_digest
-from bench.workers import Skipped, WorkerError
+from bench.kit.harness import Outcome, throughput
+from bench.kit.peer import Job, Peer
+from bench.kit.records import Digest, expected_digest
+from bench.kit.workers import Skipped, WorkerError
 
-HERE = Path(__file__).resolve().parent
-BUILD = HERE / ".build"
+SOURCES = Path(__file__).resolve().parents[1] / "peers"
+BUILD = SOURCES / ".build"
 BUILD_LIMIT_S = 600.0
 
 

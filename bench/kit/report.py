@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import format_goal, format_value
+from bench.kit.harness import format_goal, format_value
 
 PLOT_INCHES = (8.0, 0.45)
 PLOTTED_COLUMNS = ("records_per_s", "p50_us")

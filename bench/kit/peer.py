@@ -2,7 +2,7 @@
 
     StorePeer    keeps the records: writers append, a reader reads them back
     QueuePeer    hands them on: senders send, one collector receives
-    program.py   the same jobs for systems that are not in Python
+    program.py   (beside this) the same jobs for systems that are not in Python
 
 Invariants
   P1  Only the inner loop is timed, after a warm-up that counts in the digest.
@@ -28,9 +28,9 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Outcome, latency, throughput
-from bench.records import Digest, digest_of, expected_digest, pool
-from bench.workers import Skipped, Target, in_child, run_workers
+from bench.kit.harness import Outcome, latency, throughput
+from bench.kit.records import Digest, digest_of, expected_digest, pool
+from bench.kit.workers import Skipped, Target, in_child, run_workers
 
 BLOCK_BYTES = 1 << 16
 BLOCK_RECORDS_MAX = 64

@@ -36,10 +36,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bench.records import Digest
-from bench.workers import Skipped, WorkerError
+from bench.kit.records import Digest
+from bench.kit.workers import Skipped, WorkerError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.harness import Outcome
-from bench.peers.base import Job, StorePeer, Writer
-from bench.workers import Skipped, WorkerError, held_in_child
+from bench.kit.harness import Outcome
+from bench.kit.peer import Job, StorePeer, Writer
+from bench.kit.workers import Skipped, WorkerError, held_in_child
 
 SYNC_INTERVAL_S = 1.0
 """Between syncs that nobody waits for.  The peers at the page cache's level are not synced

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers.base import Job, StorePeer, Writer
-from bench.workers import Skipped, Target, run_workers
+from bench.kit.peer import Job, StorePeer, Writer
+from bench.kit.workers import Skipped, Target, run_workers
 
 CRC_BYTES = 64 << 20
 MADV_POPULATE_WRITE = 23

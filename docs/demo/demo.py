@@ -48,7 +48,7 @@ import numpy as np
 import numpy.typing as npt
 
 import shmlog
-from shmlog.demo_flights import (
+from flights import (
     BEGIN,
     END,
     RECORD,
@@ -240,10 +240,10 @@ def no_interrupt() -> Iterator[None]:
 
 
 def load(
-    log: shmlog.Log, path: str, shares: Sequence[Share], workers: int, bar: Any
+    log: shmlog.Log, path: str, shares: Sequence[Share], workers: int, start_method: str, bar: Any
 ) -> tuple[Outcome, dict[str, Any]]:
     """Run the pool and, beside it, the reader; what each of them says."""
-    context = multiprocessing.get_context("fork")
+    context: Any = multiprocessing.get_context(start_method)
     in_ambush = context.Event()
     counted = context.Value("Q", 0, lock=False)
     ours, theirs = context.Pipe(duplex=False)
@@ -270,7 +270,9 @@ def load(
 # --------------------------------------------------------------------- the whole
 
 
-def run(path: str, scratch: str, rows_max: int | None, workers: int, quiet: bool) -> dict[str, Any]:
+def run(
+    path: str, scratch: str, rows_max: int | None, workers: int, start_method: str, quiet: bool
+) -> dict[str, Any]:
     """Load, read back, compare; the report."""
     from tqdm import tqdm
 
@@ -284,7 +286,7 @@ def run(path: str, scratch: str, rows_max: int | None, workers: int, quiet: bool
         if log.committed_lsn:
             raise FileExistsError(17, "there are records already", path)
         with tqdm(total=rows, unit=" flights", desc="logging", disable=quiet, mininterval=interval_s) as bar:
-            outcome, seen = load(log, plain, shares, workers, bar)
+            outcome, seen = load(log, plain, shares, workers, start_method, bar)
         found = read_back(log, rows)
         statistics = log.statistics()
     verified = shmlog.verify(path)
@@ -359,12 +361,16 @@ def show(report: dict[str, Any], kept: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: everything agrees; 1: something differs, or an error; 2: wrong usage; 130: interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shmlog.demo", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, metavar="N", help="only the first N flights (default: all)")
     parser.add_argument(
         "--workers", type=int, default=4, metavar="N", help="processes in the pool (default 4)"
+    )
+    parser.add_argument(
+        "--start-method",
+        choices=multiprocessing.get_all_start_methods(),
+        default="fork",
+        help="how the processes are started (default fork)",
     )
     parser.add_argument("--keep", metavar="DIR", help="make the log in DIR and leave it there")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, and no progress")
@@ -375,12 +381,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="shmlog-demo-") as scratch:
             path = chosen.keep or os.path.join(scratch, "log")
-            report = run(path, scratch, chosen.rows, chosen.workers, chosen.json)
+            report = run(path, scratch, chosen.rows, chosen.workers, chosen.start_method, chosen.json)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except (ImportError, OSError, ValueError, shmlog.ShmlogError) as error:
-        print(f"shmlog.demo: {error}", file=sys.stderr)
+        print(f"demo: {error}", file=sys.stderr)
         return 1
     if chosen.json:
         print(json.dumps(report))

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from bench.harness import Contender, Options, Outcome
-from bench.peers import PEERS, Job, Peer
-from bench.workers import Skipped
+from bench.kit.harness import Contender, Options, Outcome
+from bench.kit.peer import Job, Peer
+from bench.kit.workers import Skipped
+from bench.peers import PEERS
 
 What = Literal["append", "append_batch", "durable", "read_all", "reopen"]
 

@@ -1,0 +1,1 @@
+"""The machinery: how contenders are run, checked, compared and reported, and shmlog as one of them."""
