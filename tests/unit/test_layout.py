@@ -94,5 +94,5 @@ def test_marks_lie_in_sectors_of_their_own_behind_the_header() -> None:
 
 
 def test_every_finding_of_the_frame_check_has_a_name() -> None:
-    header = (FORMAT.parents[2] / "shmlog" / "native" / "frame.h").read_text()
+    header = (FORMAT.parents[2] / "shmlog" / "native" / "core" / "frame.h").read_text()
     assert len(PROBLEMS) == len(re.findall(r"^    FRAME_[A-Z_]+ = \d", header, re.M))
