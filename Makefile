@@ -6,7 +6,7 @@
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
-NATIVE := shmlog/native/module.c $(wildcard shmlog/native/*.h)
+NATIVE := $(wildcard shmlog/native/*/*.[ch])
 CFLAGS_CHECK := -std=gnu11 -O2 -Wall -Wextra -Wconversion -Werror -Wno-missing-field-initializers -c -o /dev/null
 COMPILERS := $(foreach compiler,gcc clang,$(shell command -v $(compiler)))
 
@@ -31,8 +31,8 @@ check: .venv/.has-dev ## lint, formatting, types, and the C core with every warn
 	$(BIN)/mypy
 	@set -e; include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	for compiler in $(COMPILERS); do \
-	    echo "$$compiler $(CFLAGS_CHECK) shmlog/native/module.c"; \
-	    $$compiler $(CFLAGS_CHECK) -isystem "$$include" shmlog/native/module.c; \
+	    echo "$$compiler $(CFLAGS_CHECK) shmlog/native/python/module.c"; \
+	    $$compiler $(CFLAGS_CHECK) -isystem "$$include" shmlog/native/python/module.c; \
 	done
 
 fix: .venv/.has-dev ## let ruff correct and format what it can

@@ -70,15 +70,15 @@ CLEARED = """, next >> GRANULE_SHIFT))
             return OUTCOME_DIED;
 """
 CLEARED_BEFORE_COMMITTED = (
-    Mutation("append.h", COMMITTED, ""),
-    Mutation("append.h", CLEARED, CLEARED + COMMITTED),
+    Mutation("core/append.h", COMMITTED, ""),
+    Mutation("core/append.h", CLEARED, CLEARED + COMMITTED),
 )
 LIMIT_RAISED_BEFORE_CLEARED = (
-    Mutation("append.h", COMMITTED, COMMITTED + "atomic_store(limit_word, next + window_bytes);"),
+    Mutation("core/append.h", COMMITTED, COMMITTED + "atomic_store(limit_word, next + window_bytes);"),
 )
 PUBLISHED_UPWARD = (
     Mutation(
-        "bitmap.h",
+        "core/bitmap.h",
         """    SHMLOG_STEP("publish high");
     atomic_fetch_or_explicit(&words[high], high_mask, memory_order_release);
 """,
@@ -87,7 +87,7 @@ PUBLISHED_UPWARD = (
 """,
     ),
     Mutation(
-        "bitmap.h",
+        "core/bitmap.h",
         """        atomic_store_explicit(&words[i], ~UINT64_C(0), memory_order_release);
     }
     SHMLOG_STEP("publish low");
@@ -102,7 +102,7 @@ PUBLISHED_UPWARD = (
 )
 WRAPPED_PART_PUBLISHED_LAST = (
     Mutation(
-        "bitmap.h",
+        "core/bitmap.h",
         """        int outcome = publish_run(b->words, 0, at + count - b->granules);
         if (outcome != OUTCOME_DONE)
             return outcome;
@@ -117,7 +117,7 @@ WRAPPED_PART_PUBLISHED_LAST = (
 )
 CLAIM_KEPT_WHILE_WAITING = (
     Mutation(
-        "append.h",
+        "core/append.h",
         """            SHMLOG_STEP("refused");
             atomic_store_explicit(word_at(t->claim, CL.BEGIN), NO_LSN, memory_order_release); /* A2 */
 """,
@@ -125,7 +125,7 @@ CLAIM_KEPT_WHILE_WAITING = (
 """,
     ),
     Mutation(
-        "module.c",
+        "python/module.c",
         """        claim_give(&self->w, &t); /* A2 */
 """,
         """        atomic_fetch_or(&self->w.free_claims, 1u << t.claim_no);
@@ -133,11 +133,13 @@ CLAIM_KEPT_WHILE_WAITING = (
     ),
 )
 HELD_NOT_SAID = (
-    Mutation("append.h", "t->begin | CLAIM_HELD, memory_order_release", "t->begin, memory_order_release"),
+    Mutation(
+        "core/append.h", "t->begin | CLAIM_HELD, memory_order_release", "t->begin, memory_order_release"
+    ),
 )
 CLAIMED_AFTER_RESERVING = (
     Mutation(
-        "append.h",
+        "core/append.h",
         """        SHMLOG_STEP("claim begin");
         atomic_store_explicit(word_at(t->claim, CL.BEGIN), pos, memory_order_release);
 """,

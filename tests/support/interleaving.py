@@ -148,11 +148,18 @@ class World:
         def of(*files: str) -> tuple[Mutation, ...]:
             return tuple(mutation for mutation in mutations if mutation.file in files)
 
-        assert len(of("append.h", "bitmap.h", "module.c", "holes.py", "participants.py")) == len(mutations)
+        core = ("core/append.h", "core/bitmap.h", "python/module.c")
+        assert len(of(*core, "holes.py", "participants.py")) == len(mutations)
         self.shape = shape
+<<<<<<< HEAD
         self.native = native = load(of("append.h", "bitmap.h", "module.c"))
         self.holes = load_python("flusher.holes", of("holes.py"))
         self.participants = load_python("memory.participants", (ONE_CLAIM, *of("participants.py")))
+=======
+        self.native = native = load(of(*core))
+        self.holes = load_python("holes", of("holes.py"))
+        self.participants = load_python("participants", (ONE_CLAIM, *of("participants.py")))
+>>>>>>> w-native
         self.writers = len(shape.sizes)
         self.slots = self.writers + 1 + shape.deaths
         self.begin = shape.begin * GRANULE_BYTES

@@ -3,7 +3,7 @@ store to shared memory, and with named mutations where a test wants to see a rul
 missed.
 
     native = load()                              # the core, stepping
-    native = load((Mutation("bitmap.h", old, new),))  # the core with a rule left out
+    native = load((Mutation("core/bitmap.h", old, new),))  # the core with a rule left out
 
     native.set_step_hook(hook)   # hook(label) is called before each store; returning
                                  # true makes the core act as if the process had died
@@ -36,7 +36,7 @@ BUILDS = ROOT / "build" / "tests"
 
 @dataclass(frozen=True)
 class Mutation:
-    """Text of one file to be replaced by other text."""
+    """Text of one file, named as below its root, to be replaced by other text."""
 
     file: str
     old: str
@@ -52,7 +52,9 @@ _loaded: dict[str, ModuleType] = {}
 
 def load(mutations: tuple[Mutation, ...] = (), defines: tuple[str, ...] = ("SHMLOG_STEPS",)) -> ModuleType:
     """Build the core from its present sources and import it, beside the shipped one."""
-    texts = {path.name: path.read_text() for path in sorted(SOURCES.iterdir()) if path.suffix in (".c", ".h")}
+    texts = {
+        path.relative_to(SOURCES).as_posix(): path.read_text() for path in sorted(SOURCES.rglob("*.[ch]"))
+    }
     for mutation in mutations:
         texts[mutation.file] = mutation.apply(texts[mutation.file])
     command = [
@@ -91,9 +93,11 @@ def _build(command: list[str], texts: dict[str, str], library: Path) -> None:
     work = Path(tempfile.mkdtemp(dir=BUILDS))
     try:
         for name, text in texts.items():
+            (work / name).parent.mkdir(exist_ok=True)
             (work / name).write_text(text)
+        sources = [name for name in texts if name.endswith(".c")]
         result = subprocess.run(
-            [*command, "module.c", "-o", library.name, "-lpthread"], cwd=work, capture_output=True, text=True
+            [*command, *sources, "-o", library.name, "-lpthread"], cwd=work, capture_output=True, text=True
         )
         assert result.returncode == 0, f"{shlex.join(command)}\n{result.stderr}"
         library.parent.mkdir(exist_ok=True)

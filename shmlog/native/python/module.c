@@ -22,11 +22,11 @@
 #include <linux/falloc.h>
 #endif
 
-#include "append.h"
-#include "fork.h"
-#include "spawn.h"
-#include "sync.h"
-#include "wait.h"
+#include "../core/append.h"
+#include "../core/fork.h"
+#include "../core/spawn.h"
+#include "../core/sync.h"
+#include "../core/wait.h"
 
 #define RELEASE_GIL_BYTES 32768u /* below this, letting go costs more than it gives */
 
