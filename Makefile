@@ -31,8 +31,10 @@ check: .venv/.has-dev ## lint, formatting, types, and the C core with every warn
 	$(BIN)/mypy
 	@set -e; include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	for compiler in $(COMPILERS); do \
-	    echo "$$compiler $(CFLAGS_CHECK) shmlog/native/python/module.c"; \
-	    $$compiler $(CFLAGS_CHECK) -isystem "$$include" shmlog/native/python/module.c; \
+	    echo "$$compiler $(CFLAGS_CHECK) shmlog/native/*/*.c"; \
+	    for source in shmlog/native/*/*.c; do \
+	        $$compiler $(CFLAGS_CHECK) -isystem "$$include" "$$source"; \
+	    done; \
 	done
 
 fix: .venv/.has-dev ## let ruff correct and format what it can

@@ -12,19 +12,16 @@
  * Invariants
  *   A1  claim.begin names the start of a range before the range can be owned
  *       (RESERVE), and says HELD before any of its bits is set (HELD).
- *   A2  The claim is NO_LSN whenever its owner waits: a refused try that left its
- *       claim behind would block the repair of the very hole it waits for.
  *   A3  Everything that can fail (memory, mapping, room, types) has been done
  *       before the CAS.  After it there are only stores.
- *   A4  A mapped segment is dropped only once committed_lsn has passed its end.
- *       Then no range of it is reserved and unpublished, so nobody copies into it;
- *       who read its address before and still holds it loses the CAS.
  *   A5  A checksum is of the bytes that are in the log.  Only of an immutable object it
  *       may be taken before the copy: another thread, or a process that shares the
  *       caller's buffer, may change anything else in between.
  *
- * This file knows the control block, one participant's claims and the table of
- * mapped segments.  It may not know Python.
+ * A2 (no claim while waiting) and A4 (mapped segments) are the writer's, in writer.h.
+ *
+ * This file knows records, one writer and the control block's bounds.  It may not know
+ * who commits them, or Python.
  */
 #ifndef SHMLOG_APPEND_H
 #define SHMLOG_APPEND_H
@@ -36,31 +33,7 @@
 #include "frame.h"
 #include "guard.h"
 #include "layout.h"
-#include "wait.h"
-
-typedef struct {
-    _Atomic uint64_t key; /* segment number + 1; 0: empty */
-    uint8_t *_Atomic frames; /* the segment's first frame */
-    guard_range_t *_Atomic range;
-} segment_entry_t;
-
-typedef struct {
-    uint8_t *control;
-    guard_range_t *control_range;
-    bitmap_t bitmap;
-    uint8_t *claims;
-    segment_entry_t *segments; /* direct-mapped by segment number */
-    uint64_t segment_mask;
-    uint64_t segment_bytes;
-    unsigned segment_shift;
-    uint32_t seed; /* CRC of the log id */
-    uint16_t number;
-    uint64_t record_bytes_max;
-    uint64_t batch_bytes_max;
-    _Atomic uint32_t free_claims; /* private to this process: which claims no thread uses */
-    _Atomic uint32_t lost_claims; /* held for good: a mapping faulted under their copy */
-    _Atomic uint64_t ticket;      /* equals process_ticket while this handle is good; 0: closed */
-} writer_t;
+#include "writer.h"
 
 /* One payload.  `summed`: crc is of `data`, which nobody can change. */
 typedef struct {
@@ -82,51 +55,32 @@ typedef struct {
     uint8_t batch_flag;
 } plan_t;
 
-typedef struct {
-    uint8_t *claim; /* a CL_* record in shared memory */
-    unsigned claim_no;
-    uint64_t begin, end; /* the reservation */
-    uint64_t want;       /* ROOM: how far; MAP: which LSN */
-} ticketed_t;
+/* Plan as many of the pieces as one reservation may hold, and at least one. */
+static inline plan_t plan_pieces(const writer_t *w, const piece_t *pieces, uint64_t count) {
+    plan_t plan = {.pieces = pieces};
+    for (; plan.count < count; plan.count++) {
+        uint64_t payload = pieces[plan.count].bytes, bytes = frame_bytes(payload);
+        if (plan.count && plan.frame_bytes + bytes > w->batch_bytes_max)
+            break;
+        plan.frame_bytes += bytes;
+        plan.payload_bytes += payload;
+    }
+    return plan;
+}
+
+/* As plan_pieces, for equal rows. */
+static inline plan_t plan_rows(const writer_t *w, const uint8_t *rows, uint64_t row_bytes, uint64_t count) {
+    uint64_t row_frame = frame_bytes(row_bytes), most = w->batch_bytes_max / row_frame;
+    uint64_t now = count < most ? count : most;
+    return (plan_t){.rows = rows,
+                    .row_bytes = row_bytes,
+                    .count = now,
+                    .frame_bytes = now * row_frame,
+                    .payload_bytes = now * row_bytes};
+}
 
 static inline uint64_t plan_payload(const plan_t *plan, uint64_t i) {
     return plan->pieces ? plan->pieces[i].bytes : plan->row_bytes;
-}
-
-static inline int claim_take(writer_t *w, ticketed_t *t) {
-    uint32_t mask = atomic_load_explicit(&w->free_claims, memory_order_relaxed);
-    do {
-        if (!mask)
-            return OUTCOME_CLAIMS;
-        t->claim_no = (unsigned)__builtin_ctz(mask);
-    } while (!atomic_compare_exchange_weak(&w->free_claims, &mask, mask & (mask - 1)));
-    t->claim = w->claims + t->claim_no * CL_BYTES;
-    /* seq_cst against close(): it stores ticket = 0 and then waits for every claim */
-    if (atomic_load(&w->ticket) != atomic_load_explicit(&process_ticket, memory_order_relaxed)) {
-        atomic_fetch_or(&w->free_claims, 1u << t->claim_no);
-        return OUTCOME_STALE;
-    }
-    return OUTCOME_DONE;
-}
-
-/* A2: the shared word first, then the private bit. */
-static inline void claim_give(writer_t *w, ticketed_t *t) {
-    atomic_store_explicit(word_at(t->claim, CL_BEGIN), NO_LSN, memory_order_release);
-    atomic_fetch_or_explicit(&w->free_claims, 1u << t->claim_no, memory_order_seq_cst);
-}
-
-static inline uint8_t *segment_frames(const writer_t *w, uint64_t lsn, guard_range_t **range) {
-    uint64_t number = lsn >> w->segment_shift;
-    segment_entry_t *entry = &w->segments[number & w->segment_mask];
-    if (atomic_load_explicit(&entry->key, memory_order_acquire) != number + 1)
-        return NULL;
-    if (range)
-        *range = atomic_load_explicit(&entry->range, memory_order_relaxed);
-    return atomic_load_explicit(&entry->frames, memory_order_relaxed);
-}
-
-static inline uint64_t segment_end_of(const writer_t *w, uint64_t lsn) {
-    return (lsn | (w->segment_bytes - 1)) + 1;
 }
 
 /* Where does the plan end if it starts at pos? */
@@ -224,8 +178,8 @@ static inline int fill(writer_t *w, const plan_t *plan, const ticketed_t *t, uin
             memcpy(at + FRAME_HEADER_BYTES, from, payload);
         SHMLOG_STEP("header");
         /* A5 */
-        uint32_t crc = plan->pieces && plan->pieces[i].summed ? plan->pieces[i].crc
-                                                              : crc32c(w->seed, at + FRAME_HEADER_BYTES, payload);
+        int summed = plan->pieces && plan->pieces[i].summed;
+        uint32_t crc = summed ? plan->pieces[i].crc : crc32c(w->seed, at + FRAME_HEADER_BYTES, payload);
         frame_seal(at, f, crc);
         lsns[i] = pos;
         pos += bytes;
@@ -260,21 +214,66 @@ static inline int append_plan(writer_t *w, const plan_t *plan, ticketed_t *t, ui
     return outcome;
 }
 
-/* Give a reservation back: PAD as it was, FILL over the rest, published. */
-static inline int abandon(writer_t *w, ticketed_t *t, uint64_t start) {
-    int64_t now = wall_clock_ns();
-    uint64_t mask = w->segment_bytes - 1;
+/* A record whose place is reserved and whose payload its owner writes there. */
+typedef struct {
+    ticketed_t t;
+    uint64_t start; /* the frame's LSN; t.begin is lower when a PAD goes first */
+    uint64_t payload_bytes;
+    uint8_t *payload;
+    guard_range_t *range; /* of the mapping that holds the frame */
+    uint32_t tag;
+} place_t;
+
+/* Reserve the place of one record under a claim already taken.  Outcomes as reserve(). */
+static inline int place_reserve(writer_t *w, uint64_t payload_bytes, uint32_t tag, place_t *place) {
+    piece_t piece = {.bytes = payload_bytes};
+    plan_t plan = {.pieces = &piece, .count = 1, .frame_bytes = frame_bytes(payload_bytes)};
+    int outcome = reserve(w, &plan, &place->t);
+    if (outcome != OUTCOME_DONE)
+        return outcome;
+    place->start = place->t.end - plan.frame_bytes;
+    uint8_t *frames = segment_frames(w, place->start, &place->range);
+    place->payload = frames + (place->start & (w->segment_bytes - 1)) + FRAME_HEADER_BYTES;
+    place->payload_bytes = payload_bytes;
+    place->tag = tag;
+    return OUTCOME_DONE;
+}
+
+/* The PAD in front of a place, if there is one.  FAULT if its mapping failed. */
+static inline int place_pad(const writer_t *w, const place_t *place, int64_t now) {
+    uint64_t begin = place->t.begin;
+    if (place->start == begin)
+        return OUTCOME_DONE;
     guard_range_t *range = NULL;
-    if (start > t->begin)
-        frame_seal_filler(segment_frames(w, t->begin, &range) + (t->begin & mask), KIND_PAD, t->begin,
-                          start - t->begin, now, w->number, 0, w->seed);
-    if (guard_faulted(range))
-        return OUTCOME_FAULT;
-    frame_seal_filler(segment_frames(w, start, &range) + (start & mask), KIND_FILL, start, t->end - start, now,
-                      w->number, 0, w->seed);
-    if (guard_faulted(range))
-        return OUTCOME_FAULT;
-    return publish(w, t, 0, 0);
+    uint8_t *at = segment_frames(w, begin, &range) + (begin & (w->segment_bytes - 1));
+    frame_seal_filler(at, KIND_PAD, begin, place->start - begin, now, w->number, 0, w->seed);
+    return guard_faulted(range) ? OUTCOME_FAULT : OUTCOME_DONE;
+}
+
+/* Sum the payload as it is now and write the headers; publish() comes next. */
+static inline int place_seal(const writer_t *w, const place_t *place) {
+    int64_t now = wall_clock_ns();
+    int outcome = place_pad(w, place, now);
+    frame_t f = {.payload_bytes = (uint32_t)place->payload_bytes,
+                 .lsn = place->start,
+                 .time_ns = now,
+                 .tag = place->tag,
+                 .writer = w->number,
+                 .kind = KIND_DATA};
+    frame_seal(place->payload - FRAME_HEADER_BYTES, f, crc32c(w->seed, place->payload, place->payload_bytes));
+    return guard_faulted(place->range) ? OUTCOME_FAULT : outcome;
+}
+
+/* Give a place back: PAD as it was, FILL over the rest, published. */
+static inline int place_abandon(writer_t *w, place_t *place) {
+    int64_t now = wall_clock_ns();
+    uint64_t bytes = place->t.end - place->start;
+    int outcome = place_pad(w, place, now);
+    if (outcome != OUTCOME_DONE)
+        return outcome;
+    frame_seal_filler(place->payload - FRAME_HEADER_BYTES, KIND_FILL, place->start, bytes, now, w->number, 0,
+                      w->seed);
+    return guard_faulted(place->range) ? OUTCOME_FAULT : publish(w, &place->t, 0, 0);
 }
 
 /* SLEEP: the bits (or the CAS) were seq_cst stores, this is a seq_cst load; the
@@ -282,64 +281,6 @@ static inline int abandon(writer_t *w, ticketed_t *t, uint64_t start) {
  * the two sees the other. */
 static inline int flusher_sleeps(const writer_t *w) {
     return atomic_load(word_at(w->control, CB_COMMIT_SLEEP)) == SLEEP_IDLE;
-}
-
-/* ---- the flusher's side: commit ---- */
-
-typedef struct {
-    uint64_t committed, reserved, cleared, limit;
-} commit_t;
-
-/* Finish what a dead flusher left uncleared, scan, commit, clear, raise the limit:
- * in this order (B2, B3), and wake who waits for what was stored.  Only the holder of the flusher lease calls it, one
- * thread at a time. */
-static inline int commit_step(uint8_t *control, const bitmap_t *bitmap, uint64_t window_bytes, commit_t *out) {
-    shared_u64 *committed_word = word_at(control, CB_COMMITTED_LSN);
-    shared_u64 *cleared_word = word_at(control, CB_CLEARED_LSN);
-    shared_u64 *limit_word = word_at(control, CB_LIMIT_LSN);
-    uint64_t committed = atomic_load_explicit(committed_word, memory_order_relaxed);
-    uint64_t cleared = atomic_load_explicit(cleared_word, memory_order_relaxed);
-    uint64_t reserved = atomic_load(word_at(control, CB_RESERVED_LSN));
-    if (cleared < committed) {
-        if (bitmap_clear(bitmap, cleared >> GRANULE_SHIFT, committed >> GRANULE_SHIFT))
-            return OUTCOME_DIED;
-        SHMLOG_STEP("cleared");
-        atomic_store_explicit(cleared_word, cleared = committed, memory_order_release);
-    }
-    uint64_t bound = reserved;
-    if (bound > cleared + window_bytes) /* cannot be, unless the block is damaged */
-        bound = cleared + window_bytes;
-    uint64_t next = bitmap_scan(bitmap, committed >> GRANULE_SHIFT, bound >> GRANULE_SHIFT, 0) << GRANULE_SHIFT;
-    if (next > committed) {
-        SHMLOG_STEP("commit");
-        atomic_store(committed_word, next); /* COMMIT */
-        wake_if_wanted(control, CB_COMMITTED_LSN, CB_WANTED_COMMITTED, committed);
-        if (bitmap_clear(bitmap, committed >> GRANULE_SHIFT, next >> GRANULE_SHIFT))
-            return OUTCOME_DIED;
-        SHMLOG_STEP("cleared");
-        atomic_store_explicit(cleared_word, cleared = next, memory_order_release);
-        committed = next;
-    }
-    uint64_t limit = cleared + window_bytes;
-    uint64_t prepared = atomic_load_explicit(word_at(control, CB_PREPARED_LSN), memory_order_acquire);
-    if (limit > prepared)
-        limit = prepared;
-    uint64_t old_limit = atomic_load_explicit(limit_word, memory_order_relaxed);
-    /* A failed log has limit 0, which sends every append to the slow path. */
-    int running = atomic_load(word_at(control, CB_STATE)) == STATE_RUNNING;
-    if (running ? limit > old_limit : old_limit != 0) {
-        uint64_t woken_above = running ? old_limit : 0;
-        SHMLOG_STEP("limit");
-        old_limit = running ? limit : 0;
-        atomic_store(limit_word, old_limit); /* LIMIT (release) */
-        /* Who fails the log stores the state, then limit 0.  Seeing it still running here
-         * means that its 0 comes after our limit. */
-        if (atomic_load(word_at(control, CB_STATE)) != STATE_RUNNING)
-            atomic_store(limit_word, old_limit = 0);
-        wake_if_wanted(control, CB_LIMIT_LSN, CB_WANTED_LIMIT, woken_above);
-    }
-    *out = (commit_t){.committed = committed, .reserved = reserved, .cleared = cleared, .limit = old_limit};
-    return OUTCOME_DONE;
 }
 
 #endif

@@ -10,7 +10,8 @@
  *   CLEAR      flusher: clear bits after COMMIT,  next flusher: finishes    published records look like
  *              then store cleared_lsn             [cleared, committed)      a hole after a flusher's death
  *   LIMIT      flusher: store limit_lsn after     writer: load before CAS   a bit of the next lap is set,
- *              cleared_lsn and prepared_lsn                                 then cleared; a store past the file
+ *              cleared_lsn and prepared_lsn                                 then cleared; or a store past
+ *                                                                          the end of the file
  *   DURABLE    flusher: store durable_lsn         waiters: load it          called durable too soon
  *   SLEEP      flusher: store sleep word, then    writer: set bits, then    both miss: nobody wakes
  *              load the work (all seq_cst)        load sleep word (seq_cst) the flusher

@@ -76,8 +76,8 @@ static inline int bitmap_publish(const bitmap_t *b, uint64_t first, uint64_t end
     return publish_run(b->words, at, at + count);
 }
 
-/* The first granule of [first, end) whose bit is not `set` (1: first clear bit,
- * 0: first set bit), or end.  SCAN (acquire). */
+/* The first granule of [first, end) whose bit is set (`set` 1) or clear (`set` 0), or
+ * end.  SCAN (acquire). */
 static inline uint64_t bitmap_scan(const bitmap_t *b, uint64_t first, uint64_t end, int set) {
     uint64_t g = first, flip = set ? 0 : ~UINT64_C(0);
     while (g < end) {

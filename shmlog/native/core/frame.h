@@ -23,6 +23,9 @@
 #ifndef SHMLOG_FRAME_H
 #define SHMLOG_FRAME_H
 
+#include <stddef.h>
+#include <string.h>
+
 #include "crc32c.h"
 #include "layout.h"
 
@@ -85,7 +88,8 @@ static inline void frame_seal_filler(uint8_t *at, uint8_t kind, uint64_t lsn, ui
 
 /* Rules (1) to (4) for a frame at `lsn`.  `at` is its address, `room` the bytes from
  * there to the bound.  On success *out is the checked copy. */
-static inline enum frame_problem frame_header_check(const uint8_t *at, uint64_t lsn, uint64_t room, frame_t *out) {
+static inline enum frame_problem frame_header_check(const uint8_t *at, uint64_t lsn, uint64_t room,
+                                                    frame_t *out) {
     if (room < FRAME_HEADER_BYTES)
         return FRAME_OUT_OF_BOUNDS;
     frame_t f;
@@ -172,6 +176,19 @@ static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t
     w.count = count;
     w.next_lsn = lsn;
     return w;
+}
+
+/* The LSN of the first frame of [begin, end) that is valid, or would be but for reaching
+ * past end; or NO_LSN. */
+static inline uint64_t frame_find(const uint8_t *base, uint64_t base_lsn, uint64_t begin, uint64_t end,
+                                  uint32_t seed) {
+    frame_t f;
+    for (uint64_t lsn = begin; lsn < end; lsn += GRANULE_BYTES) {
+        enum frame_problem problem = frame_check(base + (lsn - base_lsn), lsn, end - lsn, seed, 1, &f);
+        if (problem == FRAME_VALID || problem == FRAME_BAD_LENGTH)
+            return lsn;
+    }
+    return NO_LSN;
 }
 
 #endif

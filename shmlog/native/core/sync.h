@@ -49,8 +49,8 @@ static inline int write_at(int fd, const uint8_t *data, size_t bytes, off_t offs
 }
 
 /* 0, or an errno.  ECANCELED: the log had failed meanwhile, nothing was made durable. */
-static inline int sync_cycle(uint8_t *control, const int *fds, size_t count, const uint8_t *mark, size_t mark_bytes,
-                             off_t mark_offset, uint64_t target) {
+static inline int sync_cycle(uint8_t *control, const int *fds, size_t count, const uint8_t *mark,
+                             size_t mark_bytes, off_t mark_offset, uint64_t target) {
     shared_u64 *intent = word_at(control, CB_INTENT_LSN), *durable = word_at(control, CB_DURABLE_LSN);
     uint64_t started = monotonic_ns();
     atomic_store(intent, target);

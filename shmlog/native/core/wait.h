@@ -14,7 +14,7 @@
  *
  * Where there is no futex the watermark is looked at every half millisecond.
  *
- * This file knows words.  It may not know what they mean.
+ * This file knows words and bits.  It may not know what they mean.
  */
 #ifndef SHMLOG_WAIT_H
 #define SHMLOG_WAIT_H
@@ -29,7 +29,14 @@
 #endif
 
 #include "atomics.h"
+#include "bitmap.h"
 #include "layout.h"
+
+/* After a slice a waiter looks at what the core cannot know: the lease, the deadline, the
+ * signals.  The spin is about one sync of a fast disk: within it, spinning saves two
+ * wake-ups. */
+#define WAIT_SLICE_NS 50000000u
+#define DURABLE_SPIN_NS 100000u
 
 enum wait_end { WAIT_REACHED = 1, WAIT_TIMEOUT = 2, WAIT_RING = 3, WAIT_FAILED = 4 };
 
@@ -98,12 +105,27 @@ static inline int word_spin(shared_u64 *word, uint64_t target, uint64_t ns) {
     return 0;
 }
 
+/* As word_spin, for the bit of one granule. */
+static inline int bit_spin(const bitmap_t *b, uint64_t granule, uint64_t ns) {
+    uint64_t until = monotonic_ns() + ns;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (bitmap_scan(b, granule, granule + 1, 1) == granule)
+                return 1;
+            cpu_relax();
+        }
+        sched_yield();
+    } while (monotonic_ns() < until);
+    return 0;
+}
+
 /* One slice of a wait.  RING: the flusher's loop sleeps; ring its bell, then wait on
  * with ring = 0.  Spins first only if others wait too: a crowd is spared its wake-ups,
  * but one caller alone, running on while its pages are written, makes the flusher
  * interrupt its core to write-protect them. */
-static inline enum wait_end word_wait(uint8_t *control, uint64_t watermark, uint64_t wanted, uint64_t sleep_word,
-                                      uint64_t target, int ring, uint64_t spin_ns, uint64_t slice_ns) {
+static inline enum wait_end word_wait(uint8_t *control, uint64_t watermark, uint64_t wanted,
+                                      uint64_t sleep_word, uint64_t target, int ring, uint64_t spin_ns,
+                                      uint64_t slice_ns) {
     shared_u64 *word = word_at(control, watermark);
     if (atomic_load(word) >= target)
         return WAIT_REACHED;

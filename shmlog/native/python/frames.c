@@ -1,0 +1,248 @@
+/* Frames: checksums and frames, to and from Python's objects.
+ *
+ * This file knows bytes between given LSNs.  It may not know which of them are a log's.
+ */
+#include "glue.h"
+
+static PyObject *py_crc32c(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer view;
+    unsigned int seed = 0;
+    if (!PyArg_ParseTuple(args, "y*|I", &view, &seed))
+        return NULL;
+    uint32_t crc = payload_crc(seed, view.buf, (uint64_t)view.len);
+    PyBuffer_Release(&view);
+    return PyLong_FromUnsignedLong(crc);
+}
+
+static PyObject *py_crc32c_table(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer view;
+    unsigned int seed = 0;
+    if (!PyArg_ParseTuple(args, "y*|I", &view, &seed))
+        return NULL;
+    uint32_t crc = ~crc_raw_table(~seed, view.buf, (size_t)view.len);
+    PyBuffer_Release(&view);
+    return PyLong_FromUnsignedLong(crc);
+}
+
+/* [begin, end) must lie inside the buffer whose first byte is base_lsn. */
+static int walk_bounds(const Py_buffer *view, uint64_t base_lsn, uint64_t begin, uint64_t end) {
+    if (base_lsn <= begin && begin <= end && end - base_lsn <= (uint64_t)view->len &&
+        begin % GRANULE_BYTES == 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "[%llu, %llu) is not inside %zd bytes from %llu",
+                 (unsigned long long)begin, (unsigned long long)end, view->len, (unsigned long long)base_lsn);
+    return -1;
+}
+
+/* Where Python wants the columns of an index. */
+enum { COLUMN_COUNT = 5 };
+typedef struct {
+    Py_buffer views[COLUMN_COUNT];
+    int held;
+    columns_t to;
+} columns_view_t;
+
+static void columns_close(columns_view_t *columns) {
+    while (columns->held)
+        PyBuffer_Release(&columns->views[--columns->held]);
+}
+
+static int columns_open(PyObject *into, columns_view_t *columns) {
+    static const Py_ssize_t item_bytes[COLUMN_COUNT] = {8, 8, 4, 2, 4};
+    Py_buffer *views = columns->views;
+    columns->to = (columns_t){.capacity = UINT64_MAX};
+    if (into == Py_None)
+        return 0;
+    if (!PyTuple_Check(into) || PyTuple_GET_SIZE(into) != COLUMN_COUNT) {
+        PyErr_SetString(PyExc_TypeError, "columns are (lsn, time_ns, tag, writer, nbytes) or None");
+        return -1;
+    }
+    for (int i = 0; i < COLUMN_COUNT; i++) {
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(into, i), &views[i], PyBUF_WRITABLE) != 0)
+            return -1;
+        columns->held++;
+        uint64_t room = (uint64_t)(views[i].len / item_bytes[i]);
+        if (room < columns->to.capacity)
+            columns->to.capacity = room;
+    }
+    columns->to.lsn = views[0].buf;
+    columns->to.time_ns = views[1].buf;
+    columns->to.tag = views[2].buf;
+    columns->to.writer = views[3].buf;
+    columns->to.payload_bytes = views[4].buf;
+    return 0;
+}
+
+static PyObject *py_walk(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer view;
+    unsigned long long base_lsn, begin_lsn, end_lsn;
+    unsigned int seed;
+    int verify, stop_at_gap;
+    long long tag;
+    PyObject *into, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*KKKIpLpO", &view, &base_lsn, &begin_lsn, &end_lsn, &seed, &verify, &tag,
+                          &stop_at_gap, &into))
+        return NULL;
+    columns_view_t columns = {.held = 0};
+    if (walk_bounds(&view, base_lsn, begin_lsn, end_lsn) == 0 && columns_open(into, &columns) == 0) {
+        walk_t w;
+        Py_BEGIN_ALLOW_THREADS
+        w = frame_walk(view.buf, base_lsn, begin_lsn, end_lsn, seed, verify, tag, stop_at_gap, &columns.to);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("KKKi", (unsigned long long)w.count, (unsigned long long)w.next_lsn,
+                               (unsigned long long)w.whole_lsn, (int)w.problem);
+    }
+    columns_close(&columns);
+    PyBuffer_Release(&view);
+    return result;
+}
+
+/* One instance of `type`, a tuple of (lsn, time_ns, tag, writer, data). */
+static PyObject *make_record(PyTypeObject *type, const frame_t *f, PyObject *memory, uint64_t payload_at) {
+    PyObject *record = type->tp_alloc(type, 5);
+    PyObject *begin = PyLong_FromUnsignedLongLong(payload_at);
+    PyObject *end = PyLong_FromUnsignedLongLong(payload_at + f->payload_bytes);
+    PyObject *slice = begin && end ? PySlice_New(begin, end, NULL) : NULL;
+    Py_XDECREF(begin);
+    Py_XDECREF(end);
+    if (record && slice) {
+        PyTuple_SET_ITEM(record, 0, PyLong_FromUnsignedLongLong(f->lsn));
+        PyTuple_SET_ITEM(record, 1, PyLong_FromLongLong(f->time_ns));
+        PyTuple_SET_ITEM(record, 2, PyLong_FromUnsignedLong(f->tag));
+        PyTuple_SET_ITEM(record, 3, PyLong_FromUnsignedLong(f->writer));
+        PyTuple_SET_ITEM(record, 4, PyObject_GetItem(memory, slice));
+    }
+    Py_XDECREF(slice);
+    for (Py_ssize_t i = 0; record && i < 5; i++)
+        if (!PyTuple_GET_ITEM(record, i))
+            Py_CLEAR(record);
+    return record;
+}
+
+/* What records() was asked for, and how far it is. */
+typedef struct {
+    MappingObject *mapping;
+    PyTypeObject *type;
+    unsigned long long base_lsn, lsn, stop_lsn, end_lsn;
+    unsigned int seed;
+    int verify;
+    Py_ssize_t most;
+    enum frame_problem problem;
+} records_t;
+
+/* Check the frame at `at`, without the GIL if that takes long. */
+static enum frame_problem records_check(const records_t *r, const uint8_t *at, frame_t *f) {
+    enum frame_problem problem = frame_header_check(at, r->lsn, r->end_lsn - r->lsn, f);
+    if (problem != FRAME_VALID || !r->verify)
+        return problem;
+    PyThreadState *released = f->payload_bytes >= RELEASE_GIL_BYTES ? PyEval_SaveThread() : NULL;
+    problem = frame_sum_check(at, f, r->seed);
+    if (released)
+        PyEval_RestoreThread(released);
+    return problem;
+}
+
+/* Append to `records` until one of the bounds or a problem; -1 with an exception. */
+static int records_make(records_t *r, PyObject *memory, PyObject *records) {
+    while (r->lsn < r->stop_lsn && r->lsn < r->end_lsn && PyList_GET_SIZE(records) < r->most) {
+        frame_t f;
+        uint64_t offset = SEGMENT_HEADER_BYTES + (r->lsn - r->base_lsn);
+        r->problem = records_check(r, r->mapping->base + offset, &f);
+        if (r->problem != FRAME_VALID)
+            return 0;
+        if (f.kind == KIND_DATA) {
+            PyObject *record = make_record(r->type, &f, memory, offset + FRAME_HEADER_BYTES);
+            int failed = !record || PyList_Append(records, record) != 0;
+            Py_XDECREF(record);
+            if (failed)
+                return -1;
+        }
+        r->lsn += frame_bytes(f.payload_bytes);
+    }
+    return 0;
+}
+
+/* The segment's first frame, at base_lsn, follows its header in the mapping. */
+static PyObject *py_records(PyObject *module, PyObject *args) {
+    records_t r = {.problem = FRAME_VALID};
+    if (!PyArg_ParseTuple(args, "O!KKKKIpnO!", state_of(module)->mapping_type, &r.mapping, &r.base_lsn,
+                          &r.lsn, &r.stop_lsn, &r.end_lsn, &r.seed, &r.verify, &r.most, &PyType_Type,
+                          &r.type))
+        return NULL;
+    if (!PyType_IsSubtype(r.type, &PyTuple_Type) || r.type->tp_itemsize != sizeof(PyObject *))
+        return PyErr_Format(PyExc_TypeError, "%s is no kind of tuple", r.type->tp_name);
+    Py_buffer whole = {.len = (Py_ssize_t)r.mapping->bytes - SEGMENT_HEADER_BYTES};
+    if (whole.len < 0)
+        return PyErr_Format(PyExc_ValueError, "the mapping is too small for a segment");
+    if (walk_bounds(&whole, r.base_lsn, r.lsn, r.end_lsn) != 0)
+        return NULL;
+    PyObject *memory = PyMemoryView_FromObject((PyObject *)r.mapping), *records = PyList_New(0);
+    int failed = !memory || !records || records_make(&r, memory, records) != 0;
+    Py_XDECREF(memory);
+    if (!failed)
+        return Py_BuildValue("NKi", records, r.lsn, (int)r.problem);
+    Py_XDECREF(records);
+    return NULL;
+}
+
+static PyObject *py_find_frame(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer view;
+    unsigned long long base_lsn, begin_lsn, end_lsn;
+    unsigned int seed;
+    if (!PyArg_ParseTuple(args, "y*KKKI", &view, &base_lsn, &begin_lsn, &end_lsn, &seed))
+        return NULL;
+    uint64_t found = NO_LSN;
+    int bad = walk_bounds(&view, base_lsn, begin_lsn, end_lsn);
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        found = frame_find(view.buf, base_lsn, begin_lsn, end_lsn, seed);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&view);
+    if (bad)
+        return NULL;
+    if (found == NO_LSN)
+        Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(found);
+}
+
+static PyObject *py_filler(PyObject *module, PyObject *args) {
+    (void)module;
+    int kind;
+    unsigned long long lsn, bytes;
+    long long time_ns;
+    unsigned int writer, seed;
+    if (!PyArg_ParseTuple(args, "iKKLII", &kind, &lsn, &bytes, &time_ns, &writer, &seed))
+        return NULL;
+    if ((kind != KIND_PAD && kind != KIND_FILL) || bytes < FRAME_HEADER_BYTES || bytes % GRANULE_BYTES ||
+        bytes - FRAME_HEADER_BYTES > UINT32_MAX || writer > UINT16_MAX)
+        return PyErr_Format(PyExc_ValueError, "filler(kind=%d, bytes=%llu, writer=%u)", kind, bytes, writer);
+    uint8_t header[FRAME_HEADER_BYTES];
+    frame_seal_filler(header, (uint8_t)kind, lsn, bytes, time_ns, (uint16_t)writer, 0, seed);
+    return PyBytes_FromStringAndSize((char *)header, sizeof header);
+}
+
+static PyMethodDef frames_functions[] = {
+    {"crc32c", py_crc32c, METH_VARARGS,
+     "crc32c(data, seed=0)\n--\n\nCRC-32C by the fastest path of this machine."},
+    {"crc32c_table", py_crc32c_table, METH_VARARGS,
+     "crc32c_table(data, seed=0)\n--\n\nCRC-32C by the portable path."},
+    {"records", py_records, METH_VARARGS,
+     "records(mapping, base_lsn, begin_lsn, stop_lsn, end_lsn, seed, verify, most, type)\n--\n\n"
+     "The DATA frames of a mapped segment that begin in [begin_lsn, stop_lsn) and end by end_lsn, at most\n"
+     "so many, as instances of a tuple type: ([(lsn, time_ns, tag, writer, data)], next_lsn, problem)."},
+    {"walk", py_walk, METH_VARARGS,
+     "walk(buffer, base_lsn, begin_lsn, end_lsn, seed, verify, tag, stop_at_gap, columns)\n--\n\n"
+     "Index the DATA frames of a range: (count, next_lsn, whole_lsn, problem)."},
+    {"find_frame", py_find_frame, METH_VARARGS,
+     "find_frame(buffer, base_lsn, begin_lsn, end_lsn, seed)\n--\n\n"
+     "The LSN of the next frame that is valid, or would be but for reaching past end_lsn; or None."},
+    {"filler", py_filler, METH_VARARGS,
+     "filler(kind, lsn, bytes, time_ns, writer, seed)\n--\n\nThe header of a PAD or FILL frame."},
+    {NULL, NULL, 0, NULL}};
+
+int frames_exec(PyObject *module) { return PyModule_AddFunctions(module, frames_functions); }
