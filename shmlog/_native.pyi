@@ -1,8 +1,8 @@
 """The native core: atomics, bits, checksums, frames, append paths."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self, SupportsIndex, TypeVar, final
+from types import SimpleNamespace, TracebackType
+from typing import Any, Final, Self, SupportsIndex, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,92 @@ WAIT_REACHED: int
 WAIT_TIMEOUT: int
 WAIT_RING: int
 WAIT_FAILED: int
+WAIT_SLICE_NS: int
+DURABLE_SPIN_NS: int
+FRAME_VALID: int
+FRAME_NEVER_WRITTEN: int
+FRAME_BAD_KIND: int
+FRAME_BAD_LSN: int
+FRAME_BAD_LENGTH: int
+FRAME_BAD_CHECKSUM: int
+FRAME_OUT_OF_BOUNDS: int
+
+class _ControlWords(SimpleNamespace):
+    """Where the words of the control block's header are."""
+
+    MAGIC: Final[int]
+    SIGNATURE: Final[int]
+    LOG_ID: Final[int]
+    BOOT_ID: Final[int]
+    SEGMENT_BYTES: Final[int]
+    WINDOW_BYTES: Final[int]
+    PARTICIPANT_COUNT: Final[int]
+    CONTROL_BYTES: Final[int]
+    EPOCH: Final[int]
+    CREATED_NS: Final[int]
+    PLACE_DEVICE: Final[int]
+    PLACE_INODE: Final[int]
+    RESERVED_LSN: Final[int]
+    LIMIT_LSN: Final[int]
+    COMMITTED_LSN: Final[int]
+    CLEARED_LSN: Final[int]
+    PREPARED_LSN: Final[int]
+    DURABLE_LSN: Final[int]
+    INTENT_LSN: Final[int]
+    TRIMMED_LSN: Final[int]
+    REMOVED_LSN: Final[int]
+    STATE: Final[int]
+    FAILED_ERRNO: Final[int]
+    FAILED_LSN: Final[int]
+    FULL_ERRNO: Final[int]
+    PREPARE_TRIES: Final[int]
+    COMMIT_SLEEP: Final[int]
+    SYNC_SLEEP: Final[int]
+    WANTED_LIMIT: Final[int]
+    WANTED_COMMITTED: Final[int]
+    WANTED_DURABLE: Final[int]
+    WANTED_TRIMMED: Final[int]
+    STARTING_NS: Final[int]
+    PARTICIPANT_HIGH: Final[int]
+    GENERATION: Final[int]
+    FLUSHER_PID: Final[int]
+    COMMITS: Final[int]
+    SYNCS: Final[int]
+    SYNC_NS: Final[int]
+    FILL_COUNT: Final[int]
+    FILL_BYTES: Final[int]
+    RETIRED_RECORDS: Final[int]
+    RETIRED_BYTES: Final[int]
+    RETIRED_WAITS: Final[int]
+    ROLLS: Final[int]
+    HEADER_BYTES: Final[int]
+
+CB: Final[_ControlWords]
+
+class _ParticipantWords(SimpleNamespace):
+    """Where the words of a participant's slot are, from its beginning."""
+
+    STATE: Final[int]
+    PID: Final[int]
+    STARTED_NS: Final[int]
+    ROLE: Final[int]
+    NAME: Final[int]
+    WAITS: Final[int]
+    CLAIMS: Final[int]
+    BYTES: Final[int]
+
+PT: Final[_ParticipantWords]
+
+class _ClaimWords(SimpleNamespace):
+    """Where the words of a claim are, from its beginning."""
+
+    BEGIN: Final[int]
+    END: Final[int]
+    RECORDS: Final[int]
+    PAYLOAD: Final[int]
+    BYTES: Final[int]
+
+CL: Final[_ClaimWords]
 
 def crc32c(data: Buffer, seed: int = 0, /) -> int: ...
 def crc32c_table(data: Buffer, seed: int = 0, /) -> int: ...
@@ -61,6 +147,7 @@ def byte_locked(fd: int, byte: int, count: int = 1, /) -> bool: ...
 def punch_hole(fd: int, offset: int, bytes: int, /) -> bool: ...
 def spawn_detached(arguments: tuple[bytes, ...], environment: tuple[bytes, ...], /) -> None: ...
 def fork_generation() -> int: ...
+def check_timeout(seconds: object, name: str = "timeout") -> float: ...
 
 @final
 class Mapping(Buffer):

@@ -8,11 +8,11 @@ This module knows numbers.  It may not know what is done with them.
 from __future__ import annotations
 
 import enum
-from types import SimpleNamespace
 from typing import Final
 
 from crc32c import crc32c
 
+from shmlog import _native
 from shmlog._native import LAYOUT
 
 FORMAT_VERSION: Final = 1
@@ -37,22 +37,11 @@ ROLE_FLUSHER: Final = LAYOUT["ROLE_FLUSHER"]
 ROLE_SIDECAR: Final = LAYOUT["ROLE_SIDECAR"]
 
 
-class Words(SimpleNamespace):
-    """Offsets by name."""
-
-    def __getattr__(self, name: str) -> int:
-        raise AttributeError(name)
-
-
-def _words(prefix: str) -> Words:
-    return Words(**{name[3:]: at for name, at in LAYOUT.items() if name.startswith(prefix)})
-
-
-CB: Final = _words("CB_")
+CB: Final = _native.CB
 """Where the words of the control block's header are: CB.COMMITTED_LSN ..."""
-PT: Final = _words("PT_")
+PT: Final = _native.PT
 """... those of a participant's slot, from its beginning ..."""
-CL: Final = _words("CL_")
+CL: Final = _native.CL
 """... and those of a claim."""
 PARTICIPANT_NAME_BYTES: Final = 32
 
@@ -66,13 +55,13 @@ SIGNATURE: Final = crc32c(_declared) << 32 | FORMAT_VERSION
 class Problem(enum.IntEnum):
     """What the native frame check finds; only VALID is false."""
 
-    VALID = 0
-    NEVER_WRITTEN = 1
-    BAD_KIND = 2
-    BAD_LSN = 3
-    BAD_LENGTH = 4
-    BAD_CHECKSUM = 5
-    OUT_OF_BOUNDS = 6
+    VALID = _native.FRAME_VALID
+    NEVER_WRITTEN = _native.FRAME_NEVER_WRITTEN
+    BAD_KIND = _native.FRAME_BAD_KIND
+    BAD_LSN = _native.FRAME_BAD_LSN
+    BAD_LENGTH = _native.FRAME_BAD_LENGTH
+    BAD_CHECKSUM = _native.FRAME_BAD_CHECKSUM
+    OUT_OF_BOUNDS = _native.FRAME_OUT_OF_BOUNDS
 
     @property
     def text(self) -> str:

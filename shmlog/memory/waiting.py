@@ -19,15 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from shmlog._native import WAIT_FAILED, WAIT_REACHED, WAIT_RING
+from shmlog._native import DURABLE_SPIN_NS, WAIT_FAILED, WAIT_REACHED, WAIT_RING, WAIT_SLICE_NS
 from shmlog.errors import ClosedError
 from shmlog.format.layout import CB, PT
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import slot_offset
 
-SLICE_S: Final = 0.05
-SPIN_NS: Final = 100_000
-"""About one sync of a fast disk: within it, spinning saves two wake-ups."""
+SLICE_S: Final = WAIT_SLICE_NS / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +39,10 @@ class Kind:
     spin_ns: int
 
 
-COMMITTED: Final = Kind("committed", CB.COMMITTED_LSN, CB.WANTED_COMMITTED, CB.COMMIT_SLEEP, SPIN_NS // 4)
-DURABLE: Final = Kind("durable", CB.DURABLE_LSN, CB.WANTED_DURABLE, CB.SYNC_SLEEP, SPIN_NS)
+COMMITTED: Final = Kind(
+    "committed", CB.COMMITTED_LSN, CB.WANTED_COMMITTED, CB.COMMIT_SLEEP, DURABLE_SPIN_NS // 4
+)
+DURABLE: Final = Kind("durable", CB.DURABLE_LSN, CB.WANTED_DURABLE, CB.SYNC_SLEEP, DURABLE_SPIN_NS)
 REMOVED: Final = Kind("removed", CB.REMOVED_LSN, CB.WANTED_TRIMMED, CB.SYNC_SLEEP, 0)
 ROOM: Final = Kind("room", CB.LIMIT_LSN, CB.WANTED_LIMIT, CB.COMMIT_SLEEP, 0)
 

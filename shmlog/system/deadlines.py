@@ -5,10 +5,12 @@ This module knows the clock.  It may not know what is waited for.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from typing import Any
+
+from shmlog._native import check_timeout
+
+__all__ = ["check_timeout", "deadline_after", "poll"]
 
 
 def deadline_after(timeout_s: float) -> float:
@@ -26,18 +28,3 @@ def poll(
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, pause_max_s)
     return True
-
-
-def check_timeout(seconds: object, name: str = "timeout") -> float:
-    """A time in seconds, or TypeError / ValueError."""
-    kind = type(seconds)
-    if kind is bool or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
-        raise TypeError(f"{name} must be a number of seconds, not {kind.__name__}")
-    number: Any = seconds
-    try:
-        value = float(number)
-    except OverflowError:
-        value = math.inf if number > 0 else -math.inf
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"{name} must not be negative: {seconds}")
-    return min(value, 1e9)

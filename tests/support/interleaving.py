@@ -151,15 +151,9 @@ class World:
         core = ("core/append.h", "core/bitmap.h", "python/module.c")
         assert len(of(*core, "holes.py", "participants.py")) == len(mutations)
         self.shape = shape
-<<<<<<< HEAD
-        self.native = native = load(of("append.h", "bitmap.h", "module.c"))
+        self.native = native = load(of(*core))
         self.holes = load_python("flusher.holes", of("holes.py"))
         self.participants = load_python("memory.participants", (ONE_CLAIM, *of("participants.py")))
-=======
-        self.native = native = load(of(*core))
-        self.holes = load_python("holes", of("holes.py"))
-        self.participants = load_python("participants", (ONE_CLAIM, *of("participants.py")))
->>>>>>> w-native
         self.writers = len(shape.sizes)
         self.slots = self.writers + 1 + shape.deaths
         self.begin = shape.begin * GRANULE_BYTES
