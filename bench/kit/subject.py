@@ -78,8 +78,10 @@ def on_log(name: str, measure: Callable[[Path], Outcome], remark: str = "") -> C
 def require_shmlog() -> str:
     """Its version; raises `Skipped` when it cannot be imported."""
     try:
-        # Importing is harmless before a fork, and no child has to do it then.
-        import shmlog.log
+        import shmlog
+
+        # Loads what it needs: harmless before a fork, and no child has to do it then.
+        _ = shmlog.open
     except ImportError as error:
         raise Skipped(f"shmlog cannot be imported: {error}") from None
     return shmlog.__version__
