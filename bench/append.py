@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from bench.kit.contenders import chosen, contender, job_of, peers
 from bench.kit.floors import MappedFile
-from bench.kit.harness import Goal, Heat, Options, main
-from bench.kit.peer import Peer
-from bench.kit.subject import Shmlog, ShmlogArray, ShmlogReserve
+from bench.kit.harness import Goal, Heat, Options, chosen, main
+from bench.kit.peer import Peer, job_of
+from bench.kit.subject import ArrayWriter, ReserveWriter, Shmlog
+from bench.peers import others
 from bench.peers.files import OsWrite
 
 SIZES = (16, 128, 1024, 65536, 1 << 20)
@@ -40,15 +40,14 @@ def heats(options: Options) -> Iterator[Heat]:
 
 def one_by_one(options: Options, record_bytes: int, processes: int) -> Heat:
     job = job_of(options, record_bytes, processes)
-    entered: list[Peer] = [FLOOR, Shmlog(), ShmlogReserve("shmlog reserve")]
-    entered += peers(options, but=[OsWrite])
+    entered: list[Peer] = [FLOOR, Shmlog(), Shmlog("shmlog reserve", ReserveWriter)]
+    entered += others(options, but=[OsWrite])
     goal = (Goal("shmlog", at_least=3.5),) if (record_bytes, processes) == (128, 1) else ()
     return Heat(
         title=f"append {record_bytes} B, {processes} writers",
-        contenders=[contender(peer, job, "append") for peer in entered],
+        contenders=[peer.contender("append", job) for peer in entered],
         columns=COLUMNS,
         compare="records_per_s",
-        baseline=FLOOR.name,
         parameters={"record_bytes": record_bytes, "processes": processes},
         goals=goal,
     )
@@ -59,10 +58,9 @@ def against_memcpy(options: Options) -> Iterator[Heat]:
         job = job_of(options, record_bytes)
         yield Heat(
             title=f"append {record_bytes} B against memcpy, 1 writer",
-            contenders=[contender(peer, job, "append") for peer in (MEMCPY, Shmlog())],
+            contenders=[peer.contender("append", job) for peer in (MEMCPY, Shmlog())],
             columns=COLUMNS,
             compare="records_per_s",
-            baseline=MEMCPY.name,
             parameters={"record_bytes": record_bytes, "processes": 1},
             goals=(Goal("shmlog", at_least=0.5),),
         )
@@ -71,19 +69,18 @@ def against_memcpy(options: Options) -> Iterator[Heat]:
 def in_batches(options: Options, record_bytes: int, processes: int) -> Heat:
     job = job_of(options, record_bytes, processes, batch=BATCH)
     single = job_of(options, record_bytes, processes)
-    entered: list[Peer] = [Shmlog("shmlog append_many"), ShmlogArray("shmlog append_array")]
-    entered += peers(options, but=[OsWrite])
+    entered: list[Peer] = [Shmlog("shmlog append_many"), Shmlog("shmlog append_array", ArrayWriter)]
+    entered += others(options, but=[OsWrite])
     is_goal = (record_bytes, processes) == (128, 1)
     return Heat(
         title=f"append {record_bytes} B in batches of {BATCH}, {processes} writers",
         contenders=[
-            contender(FLOOR, single, "append"),
-            contender(FLOOR, job, "append_batch", name="os.writev"),
-            *(contender(peer, job, "append_batch") for peer in entered),
+            FLOOR.contender("append", single),
+            FLOOR.contender("append_batch", job, name="os.writev"),
+            *(peer.contender("append_batch", job) for peer in entered),
         ],
         columns=COLUMNS,
         compare="records_per_s",
-        baseline=FLOOR.name,
         parameters={"record_bytes": record_bytes, "processes": processes, "batch": BATCH},
         goals=[Goal(peer.name, at_least=8) for peer in entered[:2]] if is_goal else (),
     )

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from bench.kit.contenders import chosen, contender, job_of, peers
 from bench.kit.floors import MappedFile
-from bench.kit.harness import Goal, Heat, Options, main
-from bench.kit.peer import Peer
+from bench.kit.harness import Goal, Heat, Options, chosen, main
+from bench.kit.peer import Peer, job_of
 from bench.kit.subject import Shmlog
+from bench.peers import others
 
 SIZES = (128, 4096)
 # (callers, processes)
@@ -35,13 +35,12 @@ def heats(options: Options) -> Iterator[Heat]:
 
 def one_caller(options: Options, record_bytes: int) -> Heat:
     job = job_of(options, record_bytes)
-    entered: list[Peer] = [FLOOR, Shmlog(), *peers(options)]
+    entered: list[Peer] = [FLOOR, Shmlog(), *others(options)]
     return Heat(
         title=f"durable append {record_bytes} B, 1 caller",
-        contenders=[contender(peer, job, "durable") for peer in entered],
+        contenders=[peer.contender("durable", job) for peer in entered],
         columns=COLUMNS,
         compare="p50_us",
-        baseline=FLOOR.name,
         parameters={"record_bytes": record_bytes, "callers": 1, "processes": 1},
         goals=(Goal("shmlog", at_most=1.3),) if record_bytes == SIZES[0] else (),
     )
@@ -50,17 +49,16 @@ def one_caller(options: Options, record_bytes: int) -> Heat:
 def many_callers(options: Options, record_bytes: int, callers: int, processes: int) -> Heat:
     single = job_of(options, record_bytes)
     job = job_of(options, record_bytes, processes, threads=callers // processes)
-    entered: list[Peer] = [Shmlog(), *peers(options)]
+    entered: list[Peer] = [Shmlog(), *others(options)]
     is_goal = (record_bytes, callers, processes) == (SIZES[0], 64, 8)
     return Heat(
         title=f"durable append {record_bytes} B, {callers} callers in {processes} processes",
         contenders=[
-            contender(ONE_CALLER, single, "durable"),
-            *(contender(peer, job, "durable") for peer in entered),
+            ONE_CALLER.contender("durable", single),
+            *(peer.contender("durable", job) for peer in entered),
         ],
         columns=COLUMNS,
         compare="records_per_s",
-        baseline=ONE_CALLER.name,
         parameters={"record_bytes": record_bytes, "callers": callers, "processes": processes},
         goals=(Goal("shmlog", at_least=20),) if is_goal else (),
     )

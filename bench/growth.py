@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.kit.contenders import job_of
+from bench.kit.drivers import StorePeer
 from bench.kit.harness import Contender, Heat, Options, Outcome, main
-from bench.kit.peer import Job, StorePeer
-from bench.kit.records import Digest, digest_of, expected_digest, pool
-from bench.kit.subject import Shmlog, log_kept_open
+from bench.kit.peer import Job, job_of
+from bench.kit.records import expected_digest, pool
+from bench.kit.subject import Shmlog
 from bench.kit.workers import in_child
 from bench.peers.databases import Lmdb, Sqlite
 from bench.peers.files import OsWrite
@@ -28,8 +28,7 @@ BATCH = 64
 WINDOW_RECORDS = 32 * BATCH
 STEPS_MB = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 STEPS_TOY_MB = (0.25, 0.5)
-BASELINE = OsWrite()
-ENTERED: tuple[StorePeer, ...] = (BASELINE, Shmlog(), Sqlite(), Lmdb())
+ENTERED: tuple[StorePeer, ...] = (OsWrite(), Shmlog(), Sqlite(), Lmdb())
 
 
 def heats(options: Options) -> Iterator[Heat]:
@@ -41,10 +40,10 @@ def heats(options: Options) -> Iterator[Heat]:
         def run(directory: Path) -> Outcome:
             here = dataclasses.replace(job, directory=directory)
             peer.check(here)
-            with log_kept_open(here) if isinstance(peer, Shmlog) else contextlib.nullcontext():
-                in_child(peer.create, here, time_limit_s=job.time_limit_s)
-                costs, count = in_child(_grow, peer, here, steps, time_limit_s=job.time_limit_s)
-                digest = in_child(_digest, peer, here, time_limit_s=job.time_limit_s)
+            with peer.kept_running(here):
+                in_child(peer.create, here)
+                costs, count = in_child(_grow, peer, here, steps)
+                digest = peer.read_back(here)
             values = dict(zip(columns, costs, strict=True)) | {"last/first": costs[-1] / costs[0]}
             return Outcome(values, digest, expected_digest(0, count, RECORD_BYTES))
 
@@ -55,7 +54,6 @@ def heats(options: Options) -> Iterator[Heat]:
         contenders=[entering(peer) for peer in ENTERED],
         columns=[*columns, "last/first"],
         compare="last/first",
-        baseline=BASELINE.name,
         parameters={"record_bytes": RECORD_BYTES, "steps_mb": list(steps)},
     )
 
@@ -79,10 +77,6 @@ def _grow(peer: StorePeer, job: Job, steps: list[float]) -> tuple[list[float], i
             costs.append((time.monotonic_ns() - begin_ns) / WINDOW_RECORDS)
             count += WINDOW_RECORDS
     return costs, count
-
-
-def _digest(peer: StorePeer, job: Job) -> Digest:
-    return digest_of(peer.records(job))
 
 
 if __name__ == "__main__":

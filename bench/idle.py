@@ -18,38 +18,31 @@ import numpy as np
 
 from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main
 from bench.kit.records import payload
-from bench.kit.subject import flusher_pid, flusher_seen_off, open_log, require_shmlog
-from bench.kit.workers import Skipped, in_child
+from bench.kit.subject import on_log, open_log, require_flusher
+from bench.kit.workers import in_child
 
 WATCH_S = 5.0
 WATCH_TOY_S = 0.3
 SETTLE_S = 0.5
 RECORD_BYTES = 128
 COLUMNS = ("cpu_percent", "rss_mib", "anon_mib", "file_mib", "shmem_mib")
-BASELINE = "a sleeping Python"
-WITH_NUMPY = "a Python with NumPy"
 MEMORY_MB = 256
-READ_LIMIT_S = 60.0
 
 
 def heats(options: Options) -> Iterator[Heat]:
     watch_s = WATCH_TOY_S if options.toy else WATCH_S
 
-    def flusher(directory: Path) -> Outcome:
-        require_shmlog()
-        with flusher_seen_off(directory / "log"):
-            values = in_child(_watch_flusher, directory / "log", watch_s, time_limit_s=options.time_limit_s)
-        return Outcome(values)
-
     def python(_directory: Path) -> Outcome:
         return Outcome(_watch_python(watch_s))
 
+    def flusher(log: Path) -> Outcome:
+        return Outcome(in_child(_watch_flusher, log, watch_s))
+
     yield Heat(
         title=f"idle for {watch_s:g} s",
-        contenders=[Contender(BASELINE, python), Contender("shmlog flusher", flusher)],
+        contenders=[Contender("a sleeping Python", python), on_log("shmlog flusher", flusher)],
         columns=COLUMNS,
         compare="rss_mib",
-        baseline=BASELINE,
         goals=(
             Goal("shmlog flusher", at_most=1, of="cpu_percent"),
             Goal("shmlog flusher", at_most=40, of="rss_mib"),
@@ -57,24 +50,17 @@ def heats(options: Options) -> Iterator[Heat]:
     )
     megabytes = max(1, min(MEMORY_MB, options.max_bytes // 1_000_000))
 
-    def busy(who: str) -> Contender:
-        def run(directory: Path) -> Outcome:
-            require_shmlog()
-            with flusher_seen_off(directory / "log"):
-                arguments = (directory / "log", megabytes, who)
-                return Outcome(in_child(_use, *arguments, time_limit_s=options.time_limit_s))
-
-        return Contender(f"shmlog {who}", run)
-
     def numpy(_directory: Path) -> Outcome:
-        return Outcome(in_child(_import_numpy, time_limit_s=options.time_limit_s))
+        return Outcome(in_child(_import_numpy))
+
+    def busy(who: str) -> Contender:
+        return on_log(f"shmlog {who}", lambda log: Outcome(in_child(_use, log, megabytes, who)))
 
     yield Heat(
         title=f"memory after {megabytes} MB of {RECORD_BYTES} B records",
-        contenders=[Contender(WITH_NUMPY, numpy), busy("writer"), busy("reader"), busy("flusher")],
+        contenders=[Contender("a Python with NumPy", numpy), busy("writer"), busy("reader"), busy("flusher")],
         columns=COLUMNS[1:],
         compare="rss_mib",
-        baseline=WITH_NUMPY,
         parameters={"record_bytes": RECORD_BYTES, "megabytes": megabytes},
     )
 
@@ -94,11 +80,8 @@ def _use(directory: Path, megabytes: int, who: str) -> dict[str, float]:
         if who == "writer":
             return memory_mib(os.getpid())
         if who == "flusher":
-            pid = flusher_pid(directory)
-            if pid is None:
-                raise Skipped("no flusher process was found")
-            return memory_mib(pid)
-        values: dict[str, float] = in_child(_read, directory, time_limit_s=READ_LIMIT_S)
+            return memory_mib(require_flusher(directory))
+        values: dict[str, float] = in_child(_read, directory)
         return values
 
 
@@ -111,10 +94,7 @@ def _read(directory: Path) -> dict[str, float]:
 def _watch_flusher(directory: Path, watch_s: float) -> dict[str, float]:
     with open_log(directory, create=True) as log:
         log.append(payload(0, 0, RECORD_BYTES), durable=True)
-        pid = flusher_pid(directory)
-        if pid is None:
-            raise Skipped("no flusher process was found")
-        return _watch(pid, watch_s)
+        return _watch(require_flusher(directory), watch_s)
 
 
 def _watch_python(watch_s: float) -> dict[str, float]:

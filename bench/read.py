@@ -8,7 +8,6 @@ reads the log's segment files sequentially and does nothing with the bytes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.kit.contenders import chosen, job_of, peers
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main, throughput
-from bench.kit.peer import Job, Peer
+from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, chosen, main, throughput
+from bench.kit.peer import Job, job_of
 from bench.kit.records import Digest, digest_of, expected_digest, pool
-from bench.kit.subject import create_log, flusher_seen_off, open_log, require_shmlog
-from bench.kit.workers import Skipped, in_child
+from bench.kit.subject import fill, on_log, open_log
+from bench.kit.workers import in_child
+from bench.peers import others
 
 SIZES = (128, 4096)
 MAX_BYTES = 64 << 20
@@ -32,7 +31,6 @@ READ_BYTES = 1 << 20
 ARRAYS = 1000
 ARRAY_RECORDS = (256, 4096, 65536)
 COLUMNS = ("records_per_s", "mb_per_s", "ns_per_record", "us_per_batch")
-BASELINE = "read() of the files"
 
 
 @dataclass(frozen=True)
@@ -70,30 +68,22 @@ WAYS = (
 )
 
 
-def _version(peer: Peer) -> str:
-    """Nothing for a peer that is not here: running it says why."""
-    try:
-        return peer.version()
-    except Skipped:
-        return ""
-
-
 def heats(options: Options) -> Iterator[Heat]:
     for record_bytes in chosen((128,) if options.toy else SIZES, options.sizes):
-        job = job_of(options, record_bytes)
-        job = dataclasses.replace(job, records_max=min(job.records_max, MAX_BYTES // record_bytes))
-        entered = [Contender(way.name, _reading(way, job)) for way in WAYS]
-        entered += [Contender(peer.name, _peer_reading(peer, job), _version(peer)) for peer in peers(options)]
+        job = job_of(options, record_bytes, records_max=MAX_BYTES // record_bytes)
         goals = (
             Goal("shmlog indexed, checksum off", at_least=20e6, of="records_per_s"),
             Goal("shmlog indexed, checksum on", at_least=5e6, of="records_per_s"),
         )
         yield Heat(
             title=f"read {record_bytes} B records",
-            contenders=[Contender(BASELINE, _files(job), "no parsing at all"), *entered],
+            contenders=[
+                Contender("read() of the files", _files(job), "no parsing at all"),
+                *(on_log(way.name, _reading(way, job)) for way in WAYS),
+                *(peer.contender("read_all", job) for peer in others(options)),
+            ],
             columns=COLUMNS,
             compare="mb_per_s",
-            baseline=BASELINE,
             parameters={"record_bytes": record_bytes, "records": job.records_max},
             goals=goals if record_bytes == SIZES[0] else (),
         )
@@ -102,18 +92,14 @@ def heats(options: Options) -> Iterator[Heat]:
 
 def as_array(options: Options) -> Heat:
     """`batch.array()` on batches of different length: it must not depend on it."""
-    job = job_of(options, SIZES[0])
-    job = dataclasses.replace(job, records_max=min(job.records_max, ARRAY_RECORDS[-1]))
+    job = job_of(options, SIZES[0], records_max=ARRAY_RECORDS[-1])
 
     def entering(records: int) -> Contender:
-        def run(directory: Path) -> Outcome:
-            require_shmlog()
-            with flusher_seen_off(directory / "log"):
-                in_child(fill, directory / "log", job, time_limit_s=job.time_limit_s)
-                values = in_child(_make_arrays, directory / "log", records, time_limit_s=job.time_limit_s)
-            return Outcome(values)
+        def measure(log: Path) -> Outcome:
+            in_child(fill, log, job.record_bytes, job.records_max)
+            return Outcome(in_child(_make_arrays, log, records))
 
-        return Contender(f"batch of {records}", run)
+        return on_log(f"batch of {records}", measure)
 
     fitting = [records for records in ARRAY_RECORDS if records <= job.records_max]
     return Heat(
@@ -121,7 +107,6 @@ def as_array(options: Options) -> Heat:
         contenders=[entering(records) for records in fitting],
         columns=("us_per_array", "records"),
         compare="us_per_array",
-        baseline=f"batch of {fitting[0]}",
         parameters={"record_bytes": SIZES[0]},
     )
 
@@ -137,33 +122,14 @@ def _make_arrays(directory: Path, records: int) -> dict[str, float]:
 
 
 def _reading(way: Way, job: Job) -> Callable[[Path], Outcome]:
-    def run(directory: Path) -> Outcome:
-        require_shmlog()
-        with flusher_seen_off(directory / "log"):
-            in_child(fill, directory / "log", job, time_limit_s=job.time_limit_s)
-            count, containers, seconds, digest = in_child(
-                _read, way, directory / "log", job.record_bytes, time_limit_s=job.time_limit_s
-            )
+    def measure(log: Path) -> Outcome:
+        in_child(fill, log, job.record_bytes, job.records_max)
+        count, containers, seconds, digest = in_child(_read, way, log, job.record_bytes)
         values = throughput(count, job.record_bytes, seconds)
         values["us_per_batch"] = seconds * 1e6 / containers
         return Outcome(values, digest, expected_digest(0, job.records_max, job.record_bytes))
 
-    return run
-
-
-def fill(directory: Path, job: Job) -> None:
-    """Append `job.records_max` records to a new log and close it."""
-    with create_log(directory, job.records_max * job.record_bytes) as log:
-        append_rows(log, job)
-
-
-def append_rows(log: Any, job: Job) -> None:
-    """Append `job.records_max` records in arrays."""
-    rows = np.frombuffer(b"".join(pool(0, job.record_bytes)), np.uint8).reshape(-1, job.record_bytes)
-    left = job.records_max
-    while left > 0:
-        log.append_array(rows[:left])
-        left -= len(rows)
+    return measure
 
 
 def _read(way: Way, directory: Path, record_bytes: int) -> tuple[int, int, float, Digest]:
@@ -182,7 +148,7 @@ def _read(way: Way, directory: Path, record_bytes: int) -> tuple[int, int, float
 
 def _files(job: Job) -> Callable[[Path], Outcome]:
     def run(directory: Path) -> Outcome:
-        seconds = in_child(_read_file, directory / "file", job, time_limit_s=job.time_limit_s)
+        seconds = in_child(_read_file, directory / "file", job)
         return Outcome(throughput(job.records_max, job.record_bytes, seconds))
 
     return run
@@ -198,17 +164,6 @@ def _read_file(path: Path, job: Job) -> float:
         while file.read(READ_BYTES):
             pass
     return (time.monotonic_ns() - begin_ns) / 1e9
-
-
-def _peer_reading(peer: Peer, job: Job) -> Callable[[Path], Outcome]:
-    def run(directory: Path) -> Outcome:
-        here = dataclasses.replace(job, directory=directory)
-        if peer.single_process == "":
-            peer.check(here)
-        peer.append(here)
-        return peer.read_all(here)
-
-    return run
 
 
 if __name__ == "__main__":

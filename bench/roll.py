@@ -7,6 +7,8 @@ what the machine itself does to the tail of the distribution.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
-from bench.kit.peer import Job
+from bench.kit.peer import Job, job_of
 from bench.kit.records import Digest, digest_of, expected_digest, pool
-from bench.kit.subject import flusher_seen_off, open_log, require_shmlog
+from bench.kit.subject import on_log, open_log
 from bench.kit.workers import in_child
 from bench.peers.files import OsWrite
 
@@ -30,41 +32,33 @@ SMALL_SEGMENT_BYTES = 1 << 22
 FRAME_BYTES_MAX = 64
 WARMUP = 64
 COLUMNS = ("p50_us", "p99_us", "p99.9_us", "max_us", "rolls")
-BASELINE = "shmlog without rolls"
 
 
 def heats(options: Options) -> Iterator[Heat]:
-    appends = max(100, min(APPENDS_MAX, options.max_bytes // RECORD_BYTES))
+    job = job_of(options, RECORD_BYTES, records_max=APPENDS_MAX)
+    appends = job.records_max
     stored = appends * (RECORD_BYTES + FRAME_BYTES_MAX)
     small = min(SMALL_SEGMENT_BYTES, 1 << max(16, (stored // 8).bit_length()))
     large = 1 << stored.bit_length()
     yield Heat(
         title=f"append {RECORD_BYTES} B, {appends} times, with and without rolls",
         contenders=[
-            Contender(BASELINE, _shmlog(large, appends, options), f"one segment of {large >> 20} MiB"),
-            Contender(
-                "shmlog with rolls", _shmlog(small, appends, options), f"segments of {small >> 10} KiB"
-            ),
-            Contender("os.write", _os_write(appends, options), "for the machine's own tail"),
+            on_log("shmlog without rolls", _shmlog(large, appends), f"one segment of {large >> 20} MiB"),
+            on_log("shmlog with rolls", _shmlog(small, appends), f"segments of {small >> 10} KiB"),
+            Contender("os.write", _os_write(job), "for the machine's own tail"),
         ],
         columns=COLUMNS,
         compare="p99.9_us",
-        baseline=BASELINE,
         parameters={"record_bytes": RECORD_BYTES, "appends": appends, "segment_bytes": small},
         goals=(Goal("shmlog with rolls", at_most=2),),
     )
 
 
-def _shmlog(segment_bytes: int, appends: int, options: Options) -> Callable[[Path], Outcome]:
-    def run(directory: Path) -> Outcome:
-        require_shmlog()
-        with flusher_seen_off(directory / "log"):
-            samples, rolls, digest = in_child(
-                _append_to_log, directory / "log", segment_bytes, appends, time_limit_s=options.time_limit_s
-            )
-        return Outcome(latency(samples) | {"rolls": rolls}, digest, _expected(appends))
+def _shmlog(segment_bytes: int, appends: int) -> Callable[[Path], Outcome]:
+    def measure(log: Path) -> Outcome:
+        return _outcome(appends, *in_child(_append_to_log, log, segment_bytes, appends))
 
-    return run
+    return measure
 
 
 def _append_to_log(directory: Path, segment_bytes: int, appends: int) -> tuple[NDArray[Any], int, Digest]:
@@ -75,22 +69,18 @@ def _append_to_log(directory: Path, segment_bytes: int, appends: int) -> tuple[N
         return samples, log.committed_lsn // segment_bytes, digest
 
 
-def _os_write(appends: int, options: Options) -> Callable[[Path], Outcome]:
+def _os_write(job: Job) -> Callable[[Path], Outcome]:
     def run(directory: Path) -> Outcome:
-        samples, digest = in_child(
-            _append_to_file, directory, appends, options, time_limit_s=options.time_limit_s
-        )
-        return Outcome(latency(samples) | {"rolls": 0}, digest, _expected(appends))
+        here = dataclasses.replace(job, directory=directory)
+        return _outcome(job.records_max, *in_child(_append_to_file, here))
 
     return run
 
 
-def _append_to_file(directory: Path, appends: int, options: Options) -> tuple[NDArray[Any], Digest]:
-    job = Job(directory, RECORD_BYTES, appends, options.seconds)
-    writer = OsWrite().open_writer(job)
-    samples = _time_each(writer.append, appends)
-    writer.close()
-    return samples, digest_of(OsWrite().records(job))
+def _append_to_file(job: Job) -> tuple[NDArray[Any], int, Digest]:
+    with contextlib.closing(OsWrite().open_writer(job)) as writer:
+        samples = _time_each(writer.append, job.records_max)
+    return samples, 0, digest_of(OsWrite().records(job))
 
 
 def _time_each(append: Callable[[bytes], object], appends: int) -> NDArray[Any]:
@@ -106,8 +96,9 @@ def _time_each(append: Callable[[bytes], object], appends: int) -> NDArray[Any]:
     return np.diff(times_ns)
 
 
-def _expected(appends: int) -> Digest:
-    return expected_digest(0, WARMUP + appends, RECORD_BYTES)
+def _outcome(appends: int, samples: NDArray[Any], rolls: int, digest: Digest) -> Outcome:
+    expected = expected_digest(0, WARMUP + appends, RECORD_BYTES)
+    return Outcome(latency(samples) | {"rolls": rolls}, digest, expected)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,7 @@ def heats(options: Options) -> Iterator[Heat]:
 
     def entering(name: str, prepare: Callable[[int, int], None]) -> Contender:
         def run(directory: Path) -> Outcome:
-            values = in_child(
-                _sync_repeatedly, directory, prepare, file_bytes, options, time_limit_s=options.time_limit_s
-            )
-            return Outcome(values)
+            return Outcome(in_child(_sync_repeatedly, directory, prepare, file_bytes, options))
 
         return Contender(name, run)
 
@@ -53,7 +50,6 @@ def heats(options: Options) -> Iterator[Heat]:
         contenders=[entering(name, prepare) for name, prepare in ways.items()],
         columns=COLUMNS,
         compare="p50_us",
-        baseline="fallocate, populate",
         parameters={"record_bytes": RECORD_BYTES, "file_bytes": file_bytes},
     )
 

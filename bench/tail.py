@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.kit.floors import semaphore_relay, semaphore_round_trips
 from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
-from bench.kit.subject import flusher_seen_off, open_log, require_shmlog
+from bench.kit.subject import on_log, open_log
 from bench.kit.workers import CONTEXT, in_child, run_workers
 
 REST_S = 0.0005
@@ -29,7 +29,6 @@ ROUNDS_TOY = 20
 RECORD_BYTES = 128
 RECEIVE_TIMEOUT_S = 30.0
 COLUMNS = ("p50_us", "p90_us", "p99_us", "max_us")
-BASELINE = "semaphore round trip"
 _STAMP = struct.Struct("<q")
 _PADDING = bytes(RECORD_BYTES - _STAMP.size)
 
@@ -38,15 +37,15 @@ def heats(options: Options) -> Iterator[Heat]:
     rounds = ROUNDS_TOY if options.toy else ROUNDS
 
     def semaphores(_directory: Path) -> Outcome:
-        return Outcome(latency(semaphore_round_trips(rounds, REST_S, options.time_limit_s)))
+        return Outcome(latency(semaphore_round_trips(rounds, REST_S)))
 
     def relay(_directory: Path) -> Outcome:
-        return Outcome(latency(semaphore_relay(rounds, REST_S, options.time_limit_s)))
+        return Outcome(latency(semaphore_relay(rounds, REST_S)))
 
     def pipe(_directory: Path) -> Outcome:
         ends = os.pipe()
         try:
-            return _one_way(_read_pipe, _write_pipe, ends, rounds, options)
+            return _one_way(_read_pipe, _write_pipe, ends, rounds)
         finally:
             for fd in ends:
                 os.close(fd)
@@ -54,39 +53,32 @@ def heats(options: Options) -> Iterator[Heat]:
     def mp_queue(_directory: Path) -> Outcome:
         channel = CONTEXT.Queue()
         try:
-            return _one_way(_get_from_queue, _put_into_queue, channel, rounds, options)
+            return _one_way(_get_from_queue, _put_into_queue, channel, rounds)
         finally:
             channel.close()
 
-    def tail(directory: Path) -> Outcome:
-        require_shmlog()
-        with flusher_seen_off(directory / "log"):
-            in_child(_create, directory / "log", time_limit_s=options.time_limit_s)
-            return _one_way(_tail, _append, directory / "log", rounds, options)
+    def tail(log: Path) -> Outcome:
+        in_child(_create, log)
+        return _one_way(_tail, _append, log, rounds)
 
     yield Heat(
         title=f"wake-up, {RECORD_BYTES} B",
         contenders=[
-            Contender(BASELINE, semaphores, "there and back"),
+            Contender("semaphore round trip", semaphores, "there and back"),
             Contender("semaphore relay", relay, "one way, by way of a third process"),
             Contender("pipe", pipe, "one way"),
             Contender("multiprocessing.Queue", mp_queue, "one way, by its feeder thread"),
-            Contender("shmlog tail", tail, "one way, by way of the flusher"),
+            on_log("shmlog tail", tail, "one way, by way of the flusher"),
         ],
         columns=COLUMNS,
         compare="p50_us",
-        baseline=BASELINE,
         parameters={"record_bytes": RECORD_BYTES, "rest_us": REST_S * 1e6},
         goals=(Goal("shmlog tail", at_most=5),),
     )
 
 
-def _one_way(
-    receive: Callable[..., Any], send: Callable[..., Any], channel: Any, rounds: int, options: Options
-) -> Outcome:
-    samples, _sent = run_workers(
-        [(receive, (channel, rounds)), (_send_all, (send, channel, rounds))], options.time_limit_s
-    )
+def _one_way(receive: Callable[..., Any], send: Callable[..., Any], channel: Any, rounds: int) -> Outcome:
+    samples, _sent = run_workers([(receive, (channel, rounds)), (_send_all, (send, channel, rounds))])
     return Outcome(latency(samples))
 
 

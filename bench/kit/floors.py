@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.kit.peer import Job, StorePeer, Writer
+from bench.kit.drivers import StorePeer
+from bench.kit.peer import Job, Writer
 from bench.kit.workers import Skipped, Target, run_workers
 
 CRC_BYTES = 64 << 20
@@ -76,15 +77,15 @@ class _MappedWriter(Writer):
         os.close(self.fd)
 
 
-def semaphore_round_trips(rounds: int, rest_s: float, time_limit_s: float) -> list[int]:
+def semaphore_round_trips(rounds: int, rest_s: float) -> list[int]:
     """Latencies, in nanoseconds, of waking a sleeping process and being woken by it."""
     with _semaphores() as names:
         targets: list[Target] = [(_echo, (names, rounds)), (_ping, (names, rounds, rest_s))]
-        _echoed, samples = run_workers(targets, time_limit_s)
+        _echoed, samples = run_workers(targets)
     return list(samples)
 
 
-def semaphore_relay(rounds: int, rest_s: float, time_limit_s: float) -> list[int]:
+def semaphore_relay(rounds: int, rest_s: float) -> list[int]:
     """Latencies, in nanoseconds, from one process to another that sleeps, by way of a third
     that sleeps too: what any log must take whose writers do not wake its readers."""
     with _semaphores() as names, contextlib.closing(mmap.mmap(-1, 8 * rounds)) as stamps:
@@ -93,7 +94,7 @@ def semaphore_relay(rounds: int, rest_s: float, time_limit_s: float) -> list[int
             (_echo, (names, rounds)),
             (_send, (names, stamps, rounds, rest_s)),
         ]
-        samples, _relayed, _sent = run_workers(targets, time_limit_s)
+        samples, _relayed, _sent = run_workers(targets)
     return list(samples)
 
 

@@ -4,7 +4,7 @@
                                                          A B C  A B C  A B C
 
 Invariants
-  H1  Contenders of a heat take turns, so that a busy neighbour or a slow disk
+  H1  Contenders of a heat take turns, the baseline first, so that a busy neighbour or a slow disk
       hits all of them; a ratio is taken within one repetition, never between
       runs, and the median of the ratios is reported.
   H2  What a contender read back is compared with what was appended. A mismatch
@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bench.kit.records import Digest
-from bench.kit.workers import Skipped, WorkerError
+from bench.kit.workers import Skipped, WorkerError, time_limit_s
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -83,15 +83,18 @@ class Goal:
 
 @dataclass(frozen=True)
 class Heat:
-    """Contenders that do the same job, what is shown of each and what is compared."""
+    """Contenders that do the same job, what is shown of each and what is compared with the first."""
 
     title: str
     contenders: Sequence[Contender]
     columns: Sequence[str]
     compare: str
-    baseline: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     goals: Sequence[Goal] = ()
+
+    @property
+    def baseline(self) -> str:
+        return self.contenders[0].name
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ class Options:
 
     def wants(self, name: str) -> bool:
         return not self.only or any(fnmatch.fnmatch(name, pattern) for pattern in self.only)
+
+
+def chosen(offered: Iterable[int], wanted: tuple[int, ...]) -> list[int]:
+    """Of the sizes or counts a workload offers, those the command line asks for."""
+    return [each for each in offered if not wanted or each in wanted]
 
 
 def throughput(records: int, record_bytes: int, seconds: float) -> dict[str, float]:
@@ -180,6 +188,7 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> Options:
 
 def run(name: str, heats: Iterable[Heat], options: Options) -> dict[str, Any]:
     """Run every heat, print its table, and return everything as plain data."""
+    time_limit_s.set(options.time_limit_s)
     options.directory.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "workload": name,

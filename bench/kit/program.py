@@ -29,8 +29,8 @@ from typing import Any
 
 from bench.kit.harness import Outcome, throughput
 from bench.kit.peer import Job, Peer
-from bench.kit.records import Digest, expected_digest
-from bench.kit.workers import Skipped, WorkerError
+from bench.kit.records import Digest, expected_of_all
+from bench.kit.workers import Skipped, WorkerError, time_limit_s
 
 SOURCES = Path(__file__).resolve().parents[1] / "peers"
 BUILD = SOURCES / ".build"
@@ -82,10 +82,7 @@ class ProgramPeer(Peer):
         programs = job.processes if self.several_programs else 1
         lines = self._run(job, [what] * programs, writers // programs)
         counts = [count for line in lines for count in line["counts"]]
-        expected = sum(
-            (expected_digest(writer, count, job.record_bytes) for writer, count in enumerate(counts)),
-            Digest(),
-        )
+        expected = expected_of_all(enumerate(counts), job.record_bytes)
         found = self._run(job, ["read"])[0] if self.keeps_records else lines[0]
         values = throughput(sum(line["records"] for line in lines), job.record_bytes, _seconds(lines))
         return Outcome(values | lines[0]["latency"], Digest(found["count"], found["checksum"]), expected)
@@ -110,7 +107,7 @@ class ProgramPeer(Peer):
             ]
             for number, what in enumerate(jobs)
         ]
-        return run_programs([command + arguments for arguments in given], job.time_limit_s)
+        return run_programs([command + arguments for arguments in given])
 
 
 def _seconds(lines: Sequence[dict[str, Any]]) -> float:
@@ -118,9 +115,9 @@ def _seconds(lines: Sequence[dict[str, Any]]) -> float:
     return float(seconds)
 
 
-def run_programs(commands: Sequence[Sequence[str]], time_limit_s: float) -> list[dict[str, Any]]:
+def run_programs(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """Start all, wait until all are ready, let all go, and return the lines they print."""
-    deadline = time.monotonic() + time_limit_s
+    deadline = time.monotonic() + time_limit_s.get()
     with contextlib.ExitStack() as running:
         programs = [running.enter_context(_started(command)) for command in commands]
         for program in programs:

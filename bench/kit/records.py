@@ -63,6 +63,12 @@ def expected_digest(writer_no: int, count: int, record_bytes: int) -> Digest:
     return Digest(count, (laps * sum(checksums) + sum(checksums[:rest])) & _CHECKSUM_MASK)
 
 
+def expected_of_all(counts: Iterable[tuple[int, int]], record_bytes: int) -> Digest:
+    """The digest of the records of several writers, given as (writer_no, count)."""
+    digests = (expected_digest(writer_no, count, record_bytes) for writer_no, count in counts)
+    return sum(digests, Digest())
+
+
 def digest_of(records: Iterable[bytes | memoryview]) -> Digest:
     """The digest of records as they were read back."""
     count = 0

@@ -8,15 +8,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.kit.harness import Outcome
-from bench.kit.peer import Job, StorePeer, Writer
+from bench.kit.drivers import StorePeer
+from bench.kit.harness import Contender, Outcome
+from bench.kit.peer import Job, Writer
+from bench.kit.records import Digest, digest_of, pool
 from bench.kit.workers import Skipped, WorkerError, held_in_child
 
 SYNC_INTERVAL_S = 1.0
@@ -43,11 +45,43 @@ def create_log(directory: Path, payload_bytes: int, **options: Any) -> Any:
     return open_log(directory, create=True, **options)
 
 
+def fill(directory: Path, record_bytes: int, records: int) -> None:
+    """Append so many records to a new log and close it."""
+    with create_log(directory, records * record_bytes) as log:
+        append_rows(log, record_bytes, records)
+
+
+def append_rows(log: Any, record_bytes: int, records: int) -> None:
+    """Append so many records of writer 0 in arrays."""
+    rows = np.frombuffer(b"".join(pool(0, record_bytes)), np.uint8).reshape(-1, record_bytes)
+    for begin in range(0, records, len(rows)):
+        log.append_array(rows[: records - begin])
+
+
+def digest_log(directory: Path) -> Digest:
+    """The digest of all records of a log."""
+    with open_log(directory) as log:
+        return digest_of(record.data for record in log.read())
+
+
+def on_log(name: str, measure: Callable[[Path], Outcome], remark: str = "") -> Contender:
+    """A contender that makes a log at the path it is given; its flusher is then seen off."""
+
+    def run(directory: Path) -> Outcome:
+        require_shmlog()
+        with flusher_seen_off(directory / "log"):
+            return measure(directory / "log")
+
+    return Contender(name, run, remark)
+
+
 def require_shmlog() -> str:
     """Its version; raises `Skipped` when it cannot be imported."""
     try:
-        # Importing is harmless before a fork, and no child has to do it then.
-        import shmlog.handle.log
+        import shmlog
+
+        # Loads what it needs: harmless before a fork, and no child has to do it then.
+        _ = shmlog.open
     except ImportError as error:
         raise Skipped(f"shmlog cannot be imported: {error}") from None
     return shmlog.__version__
@@ -64,6 +98,13 @@ def flusher_pid(directory: Path) -> int | None:
         if b"flush" in arguments and wanted in arguments:
             return int(path.parent.name)
     return None
+
+
+def require_flusher(directory: Path) -> int:
+    """The same, raising `Skipped` if none runs."""
+    if (pid := flusher_pid(directory)) is None:
+        raise Skipped("no flusher process was found")
+    return pid
 
 
 def kill_flusher(directory: Path) -> None:
@@ -119,7 +160,7 @@ def log_kept_open(job: Job) -> Iterator[None]:
     """A new log with a flusher that runs throughout, as in a program that has been up for a while."""
     log = job.directory / "log"
     size = job.records_max * job.record_bytes
-    with flusher_seen_off(log), held_in_child(_running_log, log, size, time_limit_s=job.time_limit_s):
+    with flusher_seen_off(log), held_in_child(_running_log, log, size):
         yield
 
 
@@ -132,59 +173,21 @@ def _running_log(directory: Path, payload_bytes: int) -> Iterator[None]:
         yield
 
 
-class Shmlog(StorePeer):
+class ShmlogWriter(Writer):
     """`append` one by one; `append_many` in batches; `append(durable=True)`."""
 
-    durability = "page cache, checksummed, synced every second"
-    durable_by = "append(durable=True)"
-
-    def __init__(self, name: str = "shmlog") -> None:
-        self.name = name
-
-    def version(self) -> str:
-        return require_shmlog()
-
-    def open_writer(self, job: Job, durable: bool = False) -> Writer:
-        return ShmlogWriter(open_log(job.directory / "log"))
-
-    def records(self, job: Job) -> Iterator[memoryview]:
-        with open_log(job.directory / "log") as log:
-            log.wait_committed()
-            for record in log.read():
-                yield record.data
-
-    def _append(self, job: Job, worker: Any) -> Outcome:
-        self.check(job)
-        with log_kept_open(job):
-            return super()._append(job, worker)
-
-    def durable(self, job: Job) -> Outcome:
-        self.check(job)
-        with log_kept_open(job):
-            return super().durable(job)
-
-
-class ShmlogWriter(Writer):
     def __init__(self, log: Any) -> None:
-        self.log = log
+        super().__init__(log)
         self.append = log.append  # type: ignore[method-assign]
         self.append_batch = log.append_many  # type: ignore[method-assign]
 
     def append_durable(self, data: bytes) -> None:
-        self.log.append(data, durable=True)
-
-    def close(self) -> None:
-        self.log.close()
+        self.store.append(data, durable=True)
 
 
-class ShmlogArray(Shmlog):
+class ArrayWriter(ShmlogWriter):
     """Batches by `append_array`: one record for each row."""
 
-    def open_writer(self, job: Job, durable: bool = False) -> Writer:
-        return _ArrayWriter(open_log(job.directory / "log"))
-
-
-class _ArrayWriter(ShmlogWriter):
     def __init__(self, log: Any) -> None:
         super().__init__(log)
         self.append_batch = log.append_array  # type: ignore[method-assign]
@@ -193,18 +196,38 @@ class _ArrayWriter(ShmlogWriter):
         return np.frombuffer(b"".join(records), dtype=np.uint8).reshape(len(records), -1)
 
 
-class ShmlogReserve(Shmlog):
+class ReserveWriter(ShmlogWriter):
     """Records written in place: `with log.reserve(n) as r: r.buffer[:] = data`."""
 
-    def open_writer(self, job: Job, durable: bool = False) -> Writer:
-        return _ReserveWriter(open_log(job.directory / "log"))
-
-
-class _ReserveWriter(ShmlogWriter):
     def __init__(self, log: Any) -> None:
         super().__init__(log)
         self.append = self._append_in_place  # type: ignore[method-assign]
 
     def _append_in_place(self, data: bytes) -> None:
-        with self.log.reserve(len(data)) as reservation:
+        with self.store.reserve(len(data)) as reservation:
             reservation.buffer[:] = data
+
+
+class Shmlog(StorePeer):
+    """shmlog, written to in one of its ways."""
+
+    durability = "page cache, checksummed, synced every second"
+    durable_by = "append(durable=True)"
+
+    def __init__(self, name: str = "shmlog", writer: type[ShmlogWriter] = ShmlogWriter) -> None:
+        self.name, self.writer = name, writer
+
+    def version(self) -> str:
+        return require_shmlog()
+
+    def open_writer(self, job: Job, durable: bool = False) -> Writer:
+        return self.writer(open_log(job.directory / "log"))
+
+    def records(self, job: Job) -> Iterator[memoryview]:
+        with open_log(job.directory / "log") as log:
+            log.wait_committed()
+            for record in log.read():
+                yield record.data
+
+    def kept_running(self, job: Job) -> contextlib.AbstractContextManager[object]:
+        return log_kept_open(job)

@@ -4,8 +4,9 @@ Everything a contender does happens in such children; the process that runs the
 benchmark opens no store and starts no thread, so forking it stays safe.
 
 Invariants
-  W1  No child outlives `run_workers`: at the time limit, or when one of them
-      fails, the rest are killed, each by its own process handle.
+  W1  No child outlives `run_workers`: at the time limit, which the harness sets
+      and children inherit, or when one of them fails, the rest are killed, each
+      by its own process handle.
   W2  All children leave a barrier together; a child that cannot start breaks
       nobody else's wait for longer than it takes to kill them.
 """
@@ -13,6 +14,7 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -26,6 +28,10 @@ from typing import Any
 CONTEXT = multiprocessing.get_context("fork")
 
 
+time_limit_s = contextvars.ContextVar("time_limit_s", default=120.0)
+"""How long the children of one call may take."""
+
+
 class Skipped(Exception):
     """This contender cannot do this job; the text says why."""
 
@@ -37,7 +43,7 @@ class WorkerError(RuntimeError):
 Target = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def run_workers(targets: Sequence[Target], time_limit_s: float) -> list[Any]:
+def run_workers(targets: Sequence[Target]) -> list[Any]:
     """Run `target(barrier, *arguments)` in one child each and return their results in order.
 
     Raises `Skipped` if a child did, `WorkerError` for any other failure.
@@ -53,7 +59,7 @@ def run_workers(targets: Sequence[Target], time_limit_s: float) -> list[Any]:
             theirs.close()
             children.append(child)
             pipes.append(ours)
-        return _collect(pipes, time.monotonic() + time_limit_s)
+        return _collect(pipes, time.monotonic() + time_limit_s.get())
     finally:
         for child in children:
             child.join(timeout=1.0 if child.is_alive() else None)
@@ -65,14 +71,14 @@ def run_workers(targets: Sequence[Target], time_limit_s: float) -> list[Any]:
             pipe.close()
 
 
-def in_child(function: Callable[..., Any], *arguments: Any, time_limit_s: float) -> Any:
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call `function` in a child of its own and return what it returned."""
-    return run_workers([(_without_barrier, (function, *arguments))], time_limit_s)[0]
+    return run_workers([(_without_barrier, (function, *arguments))])[0]
 
 
 @contextlib.contextmanager
 def held_in_child(
-    context: Callable[..., contextlib.AbstractContextManager[Any]], *arguments: Any, time_limit_s: float
+    context: Callable[..., contextlib.AbstractContextManager[Any]], *arguments: Any
 ) -> Iterator[None]:
     """Hold `context(*arguments)` open in a child for as long as the block runs."""
     ours, theirs = CONTEXT.Pipe()
@@ -80,12 +86,12 @@ def held_in_child(
     child.start()
     theirs.close()
     try:
-        if not ours.poll(time_limit_s):
+        if not ours.poll(time_limit_s.get()):
             raise WorkerError("ran out of time")
         _receive(ours)
         yield
         ours.send("leave")
-        child.join(time_limit_s)
+        child.join(time_limit_s.get())
     finally:
         if child.is_alive():
             child.kill()

@@ -1,5 +1,8 @@
 """Other systems doing the same jobs; each module says how it uses them."""
 
+from collections.abc import Iterable
+
+from bench.kit.harness import Options
 from bench.kit.peer import Peer
 from bench.peers.databases import Lmdb, PersistQueue, RocksDict, Sqlite
 from bench.peers.files import LockedFile, OsWrite
@@ -24,3 +27,9 @@ PEERS: tuple[Peer, ...] = (
     AeronIpc(),
     AeronArchive(),
 )
+
+
+def others(options: Options, but: Iterable[type[Peer]] = ()) -> list[Peer]:
+    """The other systems; at toy size only those that need no build."""
+    entered = [peer for peer in PEERS if not isinstance(peer, tuple(but))]
+    return [peer for peer in entered if not (options.toy and peer.heavy) or peer.name in options.only]

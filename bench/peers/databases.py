@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.kit.peer import Job, StorePeer, Writer
+from bench.kit.drivers import StorePeer
+from bench.kit.peer import Job, Writer
+from bench.kit.workers import time_limit_s
 
 MAP_SPARE_BYTES = 1 << 30
 _KEY = struct.Struct(">QI")
@@ -45,7 +47,7 @@ class Sqlite(StorePeer):
 def _connect(job: Job, synchronous: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         job.directory / "log.sqlite",
-        timeout=job.time_limit_s,
+        timeout=time_limit_s.get(),
         isolation_level=None,
         check_same_thread=False,
     )
@@ -55,11 +57,8 @@ def _connect(job: Job, synchronous: str) -> sqlite3.Connection:
 
 
 class _SqliteWriter(Writer):
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-
     def append(self, data: bytes) -> None:
-        self.connection.execute("INSERT INTO log (data) VALUES (?)", (data,))
+        self.store.execute("INSERT INTO log (data) VALUES (?)", (data,))
 
     append_durable = append
 
@@ -67,12 +66,9 @@ class _SqliteWriter(Writer):
         return [(data,) for data in records]
 
     def append_batch(self, records: list[tuple[bytes]]) -> None:
-        self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.executemany("INSERT INTO log (data) VALUES (?)", records)
-        self.connection.execute("COMMIT")
-
-    def close(self) -> None:
-        self.connection.close()
+        self.store.execute("BEGIN IMMEDIATE")
+        self.store.executemany("INSERT INTO log (data) VALUES (?)", records)
+        self.store.execute("COMMIT")
 
 
 class Lmdb(StorePeer):
@@ -100,22 +96,16 @@ class Lmdb(StorePeer):
 
 
 class _LmdbWriter(Writer):
-    def __init__(self, environment: Any) -> None:
-        self.environment = environment
-
     def append(self, data: bytes) -> None:
         self.append_batch((data,))
 
     append_durable = append
 
     def append_batch(self, records: Sequence[bytes]) -> None:
-        with self.environment.begin(write=True) as transaction:
+        with self.store.begin(write=True) as transaction:
             number = transaction.id()
             for index, data in enumerate(records):
                 transaction.put(_KEY.pack(number, index), data, append=True)
-
-    def close(self) -> None:
-        self.environment.close()
 
 
 class RocksDict(StorePeer):
@@ -146,7 +136,7 @@ class _RocksWriter(Writer):
     def __init__(self, database: Any, durable: bool) -> None:
         from rocksdict import WriteBatch, WriteOptions
 
-        self.database = database
+        super().__init__(database)
         self.new_batch = WriteBatch
         self.number = 0
         self.numbering = threading.Lock()
@@ -160,7 +150,7 @@ class _RocksWriter(Writer):
             return _KEY.pack(self.number, 0)
 
     def append(self, data: bytes) -> None:
-        self.database.put(self._next_key(), data)
+        self.store.put(self._next_key(), data)
 
     append_durable = append
 
@@ -168,10 +158,7 @@ class _RocksWriter(Writer):
         batch = self.new_batch(raw_mode=True)
         for data in records:
             batch.put(self._next_key(), data)
-        self.database.write(batch)
-
-    def close(self) -> None:
-        self.database.close()
+        self.store.write(batch)
 
 
 class PersistQueue(StorePeer):
@@ -198,11 +185,5 @@ class PersistQueue(StorePeer):
 
 
 class _PersistQueueWriter(Writer):
-    def __init__(self, queue: Any) -> None:
-        self.queue = queue
-
     def append(self, data: bytes) -> None:
-        self.queue.put(data)
-
-    def close(self) -> None:
-        self.queue.close()
+        self.store.put(data)

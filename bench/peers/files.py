@@ -10,7 +10,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.kit.peer import Job, StorePeer, Writer
+from bench.kit.drivers import StorePeer
+from bench.kit.peer import Job, Writer
 
 READ_BYTES = 1 << 20
 

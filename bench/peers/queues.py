@@ -8,19 +8,14 @@ import queue
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from bench.kit.drivers import QueuePeer, outcome_of, wait_durably, wait_twice_aside
 from bench.kit.harness import Outcome
-from bench.kit.peer import (
-    Job,
-    QueuePeer,
-    Writer,
-    durable_outcome,
-    wait_durably,
-    wait_twice_aside,
-)
+from bench.kit.peer import Job, Writer
 from bench.kit.records import Digest, digest_of
 from bench.kit.workers import CONTEXT, Target, in_child, run_workers
 
@@ -74,11 +69,10 @@ class MpQueue(QueuePeer):
         targets = [(_sync_groups, (channel, wakers, job))]
         targets += [(_put_and_wait, (channel, wakers, job, number)) for number in range(job.processes)]
         try:
-            _nothing, *callers = run_workers(targets, job.time_limit_s)
+            _nothing, *spans = run_workers(targets)
         finally:
             channel.close()
-        digest = in_child(_digest_log, job, time_limit_s=job.time_limit_s)
-        return durable_outcome(job, [caller for each in callers for caller in each], digest)
+        return outcome_of(job, chain.from_iterable(spans), in_child(_digest_log, job))
 
 
 def _open_log(job: Job) -> int:
@@ -146,13 +140,13 @@ class _Ending:
 
 class _MpSender(Writer):
     def __init__(self, channel: Any) -> None:
-        self.channel = channel
+        super().__init__(channel)
         self.append = channel.put  # type: ignore[method-assign]
 
     def close(self) -> None:
-        self.channel.put(END)
-        self.channel.close()
-        self.channel.join_thread()
+        self.store.put(END)
+        self.store.close()
+        self.store.join_thread()
 
 
 class FasterFifo(QueuePeer):
@@ -191,11 +185,11 @@ def _same(data: bytes) -> bytes:
 
 class _FifoSender(Writer):
     def __init__(self, channel: Any) -> None:
-        self.channel = channel
+        super().__init__(channel)
         self.append = channel.put  # type: ignore[method-assign]
 
     def close(self) -> None:
-        self.channel.put(_FIFO_END)
+        self.store.put(_FIFO_END)
 
 
 class Iceoryx2(QueuePeer):

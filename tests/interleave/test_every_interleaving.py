@@ -65,16 +65,26 @@ HELD_EXTENT_FORGOTTEN = (
 """,
     ),
 )
-COMMITTED = "        atomic_store(committed_word, next);"
-CLEARED = """, next >> GRANULE_SHIFT))
-            return OUTCOME_DIED;
-"""
+COMMITTED = "    atomic_store(word_at(control, CB_COMMITTED_LSN), c->committed); /* COMMIT */\n"
+CLEARED = "    return commit_clear(control, bitmap, c);\n"
 CLEARED_BEFORE_COMMITTED = (
-    Mutation("core/append.h", COMMITTED, ""),
-    Mutation("core/append.h", CLEARED, CLEARED + COMMITTED),
+    Mutation("core/commit.h", COMMITTED, ""),
+    Mutation(
+        "core/commit.h",
+        CLEARED,
+        """    if (bitmap_clear(bitmap, before >> GRANULE_SHIFT, next >> GRANULE_SHIFT))
+        return OUTCOME_DIED;
+"""
+        + COMMITTED
+        + CLEARED,
+    ),
 )
 LIMIT_RAISED_BEFORE_CLEARED = (
-    Mutation("core/append.h", COMMITTED, COMMITTED + "atomic_store(limit_word, next + window_bytes);"),
+    Mutation(
+        "core/commit.h",
+        COMMITTED,
+        COMMITTED + "    atomic_store(word_at(control, CB_LIMIT_LSN), next + window_bytes);\n",
+    ),
 )
 PUBLISHED_UPWARD = (
     Mutation(
@@ -119,16 +129,16 @@ CLAIM_KEPT_WHILE_WAITING = (
     Mutation(
         "core/append.h",
         """            SHMLOG_STEP("refused");
-            atomic_store_explicit(word_at(t->claim, CL.BEGIN), NO_LSN, memory_order_release); /* A2 */
+            atomic_store_explicit(word_at(t->claim, CL_BEGIN), NO_LSN, memory_order_release); /* A2 */
 """,
         """            SHMLOG_STEP("refused");
 """,
     ),
     Mutation(
-        "python/module.c",
-        """        claim_give(&self->w, &t); /* A2 */
+        "python/append.c",
+        """    claim_give(&self->w, t); /* A2 */
 """,
-        """        atomic_fetch_or(&self->w.free_claims, 1u << t.claim_no);
+        """    atomic_fetch_or(&self->w.free_claims, 1u << t->claim_no);
 """,
     ),
 )
@@ -141,7 +151,7 @@ CLAIMED_AFTER_RESERVING = (
     Mutation(
         "core/append.h",
         """        SHMLOG_STEP("claim begin");
-        atomic_store_explicit(word_at(t->claim, CL.BEGIN), pos, memory_order_release);
+        atomic_store_explicit(word_at(t->claim, CL_BEGIN), pos, memory_order_release);
 """,
         "",
     ),

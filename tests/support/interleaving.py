@@ -148,7 +148,7 @@ class World:
         def of(*files: str) -> tuple[Mutation, ...]:
             return tuple(mutation for mutation in mutations if mutation.file in files)
 
-        core = ("core/append.h", "core/bitmap.h", "python/module.c")
+        core = tuple(mutation.file for mutation in mutations if mutation.file.endswith((".h", ".c")))
         assert len(of(*core, "holes.py", "participants.py")) == len(mutations)
         self.shape = shape
         self.native = native = load(of(*core))

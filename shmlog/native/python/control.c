@@ -61,9 +61,10 @@ static void Control_dealloc(ControlObject *self) {
     Py_DECREF(type);
 }
 
+/* Not the view's owner: clearing a memoryview that still has exports leaves it broken, and
+ * nothing that a block of memory refers to leads back here. */
 static int Control_traverse(ControlObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->view.obj);
     return 0;
 }
 
