@@ -111,13 +111,6 @@ def test_a_module_opens_with_its_charter_and_is_not_too_long(module: str) -> Non
     assert len(text.splitlines()) <= LINES_MAX, f"{module} has more than {LINES_MAX} lines"
 
 
-@pytest.mark.parametrize("header", sorted(path.name for path in (PACKAGE / "native" / "core").glob("*.h")))
-def test_a_header_opens_with_its_charter_and_is_not_too_long(header: str) -> None:
-    text = (PACKAGE / "native" / "core" / header).read_text()
-    assert text.startswith("/* "), f"{header} does not begin with a comment"
-    assert len(text.splitlines()) <= LINES_MAX, f"{header} has more than {LINES_MAX} lines"
-
-
 def public() -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
     for name in shmlog.__all__:

@@ -105,11 +105,13 @@ static inline int reserve(writer_t *w, const plan_t *plan, ticketed_t *t) {
     uint64_t pos = atomic_load_explicit(reserved, memory_order_relaxed);
     for (;;) {
         uint64_t end = plan_end(w, plan, pos);
+        /* No append left such a tail: the block is damaged.  There is no room, and never will be. */
+        int damaged = end < pos || (pos & (GRANULE_BYTES - 1));
         /* LIMIT (acquire): the bits below limit_lsn have been cleared for this lap */
-        if (end > atomic_load_explicit(limit, memory_order_acquire)) {
+        if (damaged || end > atomic_load_explicit(limit, memory_order_acquire)) {
             SHMLOG_STEP("refused");
             atomic_store_explicit(word_at(t->claim, CL_BEGIN), NO_LSN, memory_order_release); /* A2 */
-            t->want = end;
+            t->want = damaged ? NO_LSN : end;
             return OUTCOME_ROOM;
         }
         for (uint64_t lsn = pos; lsn < end; lsn = segment_end_of(w, lsn))

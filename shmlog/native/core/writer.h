@@ -9,7 +9,7 @@
  * Invariants
  *   A2  The claim is NO_LSN whenever its owner waits: a refused try that left its
  *       claim behind would block the repair of the very hole it waits for.
- *     A4  A mapped segment is dropped only once committed_lsn has passed its end.
+ *   A4  A mapped segment is dropped only once committed_lsn has passed its end.
  *       Then no range of it is reserved and unpublished, so nobody copies into it;
  *       who read its address before and still holds it loses the CAS.
  *

@@ -1,0 +1,218 @@
+/* The native core by itself: no Python, threads in the place of processes.
+ *
+ *   core_test NAME     run one test; exit status 0, or a message and abort
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../../shmlog/native/core/append.h"
+#include "../../shmlog/native/core/commit.h"
+#include "../../shmlog/native/core/crc32c.h"
+#include "../../shmlog/native/core/fork.h"
+#include "../../shmlog/native/core/frame.h"
+#include "../../shmlog/native/core/guard.h"
+
+#define CHECK(truth)                                                              \
+    do {                                                                          \
+        if (!(truth)) {                                                           \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #truth);   \
+            abort();                                                              \
+        }                                                                         \
+    } while (0)
+
+uint32_t other_unit_crc(const void *data, size_t bytes); /* core_other.c */
+
+/* The vectors of RFC 3720, B.4, and the same through another translation unit. */
+static void test_crc(void) {
+    static const uint8_t zeros[32];
+    uint8_t ones[32], up[32];
+    memset(ones, 0xFF, sizeof ones);
+    for (unsigned i = 0; i < 32; i++)
+        up[i] = (uint8_t)i;
+    CHECK(crc32c(0, zeros, 32) == 0x8A9136AA);
+    CHECK(crc32c(0, ones, 32) == 0x62A8AB43);
+    CHECK(crc32c(0, up, 32) == 0x46DD794E);
+    uint8_t *large = malloc(100001);
+    for (unsigned i = 0; i < 100001; i++)
+        large[i] = (uint8_t)(i * 131 >> 3);
+    for (size_t bytes = 0; bytes <= 100001; bytes += 1 + bytes / 7) {
+        uint32_t crc = crc32c(0, large, bytes);
+        CHECK(crc == ~crc_raw_table(~UINT32_C(0), large, bytes));
+        CHECK(crc == other_unit_crc(large, bytes));
+        CHECK(crc == crc32c(crc32c(0, large, bytes / 3), large + bytes / 3, bytes - bytes / 3));
+    }
+    free(large);
+}
+
+/* Every run of a ring of 128: published, found, cleared, and nothing beside it. */
+static void test_bitmap(void) {
+    shared_u64 words[2] = {0};
+    bitmap_t b = {.words = words, .granules = 128};
+    for (uint64_t first = 100; first < 260; first++)
+        for (uint64_t count = 1; count <= 128; count++) {
+            bitmap_publish(&b, first, first + count);
+            CHECK(bitmap_scan(&b, first, first + count, 0) == first + count);
+            if (count < 128)
+                CHECK(bitmap_scan(&b, first + count, first + 128, 1) == first + 128);
+            bitmap_clear(&b, first, first + count);
+            CHECK(words[0] == 0 && words[1] == 0);
+        }
+}
+
+/* A frame is valid where it is; with any bit of it flipped, nowhere. */
+static void test_frames(void) {
+    uint8_t bytes[96] = {0};
+    frame_t out, f = {.payload_bytes = 33, .lsn = 4096, .kind = KIND_DATA, .tag = 7, .writer = 3};
+    memset(bytes + 32, 0xA5, 33);
+    frame_seal(bytes, f, crc32c(11, bytes + 32, 33));
+    CHECK(frame_check(bytes, 4096, 96, 11, 1, &out) == FRAME_VALID && out.tag == 7);
+    CHECK(frame_check(bytes, 4096, 95, 11, 1, &out) == FRAME_BAD_LENGTH);
+    CHECK(frame_check(bytes, 4128, 96, 11, 1, &out) == FRAME_BAD_LSN);
+    for (unsigned bit = 0; bit < 65 * 8; bit++) {
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        CHECK(frame_check(bytes, 4096, 96, 11, 1, &out) != FRAME_VALID);
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+}
+
+/* ---- writers and a flusher over one block, each a thread as if it were a process ---- */
+
+enum { WRITERS = 3, RECORDS = 2000, WINDOW = 1 << 16, SEGMENT = 1 << 21, SLOTS = 8 };
+
+static uint8_t *control, *frames;
+static bitmap_t ring;
+static _Atomic int writers_left;
+
+static void *write_records(void *number) {
+    writer_t w = {0};
+    segment_entry_t *entries = calloc(segment_entries(SEGMENT, WINDOW), sizeof *entries);
+    writer_initialize(&w, entries, 5, SEGMENT, WINDOW);
+    writer_attach(&w, control, NULL, ring, (uint16_t)(uintptr_t)number);
+    segment_map(&w, 0, frames, NULL);
+    for (uint32_t i = 0; i < RECORDS; i++) {
+        uint8_t data[200];
+        memset(data, (int)(i & 0xFF), sizeof data);
+        piece_t piece = {.data = data, .bytes = i % 200};
+        plan_t plan = plan_pieces(&w, &piece, 1);
+        plan.tag = i;
+        ticketed_t t;
+        uint64_t lsn;
+        int outcome;
+        do {
+            CHECK(claim_take(&w, &t) == OUTCOME_DONE);
+            outcome = append_plan(&w, &plan, &t, &lsn);
+            if (outcome != OUTCOME_DONE) {
+                CHECK(outcome == OUTCOME_ROOM);
+                claim_give(&w, &t);
+                sched_yield();
+            }
+        } while (outcome != OUTCOME_DONE);
+    }
+    free(entries);
+    atomic_fetch_sub(&writers_left, 1);
+    return NULL;
+}
+
+static void *flush(void *unused) {
+    (void)unused;
+    commit_t c;
+    int left;
+    do {
+        left = atomic_load(&writers_left); /* before the step that has to see their last */
+        CHECK(commit_step(control, &ring, WINDOW, &c) == OUTCOME_DONE);
+        sched_yield();
+    } while (left || c.committed < c.reserved);
+    return NULL;
+}
+
+static void test_writers_and_a_flusher(void) {
+    size_t block = CB_HEADER_BYTES + SLOTS * PT_BYTES + WINDOW / GRANULE_BYTES / 8;
+    control = mmap(NULL, block, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    frames = mmap(NULL, SEGMENT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ring = (bitmap_t){.words = word_at(control, CB_HEADER_BYTES + SLOTS * PT_BYTES),
+                      .granules = WINDOW / GRANULE_BYTES};
+    atomic_store(word_at(control, CB_STATE), STATE_RUNNING);
+    atomic_store(word_at(control, CB_PREPARED_LSN), (uint64_t)SEGMENT);
+    uint64_t whole = 0;
+    for (unsigned i = 0; i < RECORDS; i++)
+        whole += frame_bytes(i % 200);
+    CHECK(whole > 4 * (uint64_t)WINDOW && WRITERS * whole <= SEGMENT); /* the ring wraps */
+    writers_left = WRITERS;
+    pthread_t threads[WRITERS + 1];
+    pthread_create(&threads[WRITERS], NULL, flush, NULL);
+    for (uintptr_t i = 0; i < WRITERS; i++)
+        pthread_create(&threads[i], NULL, write_records, (void *)i);
+    for (unsigned i = 0; i <= WRITERS; i++)
+        pthread_join(threads[i], NULL);
+    uint64_t end = atomic_load(word_at(control, CB_COMMITTED_LSN));
+    uint32_t next[WRITERS] = {0};
+    for (uint64_t lsn = 0; lsn < end;) {
+        frame_t f;
+        CHECK(frame_check(frames + lsn, lsn, end - lsn, 5, 1, &f) == FRAME_VALID);
+        CHECK(f.writer < WRITERS && f.tag == next[f.writer]++ && f.payload_bytes == f.tag % 200);
+        for (unsigned i = 0; i < f.payload_bytes; i++)
+            CHECK(frames[lsn + FRAME_HEADER_BYTES + i] == (uint8_t)f.tag);
+        lsn += frame_bytes(f.payload_bytes);
+    }
+    for (unsigned i = 0; i < WRITERS; i++)
+        CHECK(next[i] == RECORDS);
+}
+
+/* A file that is cut under its map: the store completes and the fault is counted. */
+static void test_guard(void) {
+    char name[] = "/tmp/core_test_XXXXXX";
+    int fd = mkstemp(name);
+    CHECK(fd >= 0 && unlink(name) == 0 && ftruncate(fd, 8192) == 0);
+    uint8_t *base = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(guard_install() == 0 && guard_install() == 0);
+    guard_range_t *range = guard_add(base, 8192, PROT_READ | PROT_WRITE);
+    base[5000] = 1;
+    CHECK(!guard_faulted(range));
+    uint64_t before = atomic_load(&process_ticket);
+    CHECK(ftruncate(fd, 4096) == 0);
+    *(volatile uint8_t *)(base + 5000) = 2;
+    CHECK(guard_faulted(range) && atomic_load(&process_ticket) > before);
+    guard_remove(range);
+    close(fd);
+}
+
+/* The hook is installed once, however often it is asked for: the next fork does not hang, and
+ * the child has closed what was registered. */
+static void test_fork(void) {
+    fork_fd_t opened = {.fd = -1};
+    CHECK(fork_initialize() == 0 && fork_initialize() == 0);
+    CHECK(fork_open("/dev/null", O_RDONLY, &opened) == 0 && fork_is_open(&opened));
+    int fd = opened.fd;
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(20);
+        _exit(fcntl(fd, F_GETFD) < 0 && !fork_is_open(&opened) ? 0 : 1);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(fcntl(fd, F_GETFD) >= 0);
+    fork_close(&opened);
+    CHECK(fcntl(fd, F_GETFD) < 0);
+}
+
+int main(int count, char **arguments) {
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } tests[] = {{"crc", test_crc},     {"bitmap", test_bitmap}, {"frames", test_frames},
+                 {"guard", test_guard}, {"fork", test_fork},     {"writers", test_writers_and_a_flusher}};
+    crc_initialize();
+    crc_initialize();
+    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
+        if (count == 2 && strcmp(arguments[1], tests[i].name) == 0) {
+            tests[i].run();
+            return 0;
+        }
+    return 2;
+}
