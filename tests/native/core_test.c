@@ -2,12 +2,15 @@
  *
  *   core_test NAME     run one test; exit status 0, or a message and abort
  */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -182,6 +185,27 @@ static void test_guard(void) {
     close(fd);
 }
 
+static _Atomic int passed_on;
+
+static void count_signal(int number) {
+    (void)number;
+    atomic_fetch_add(&passed_on, 1);
+}
+
+/* A SIGBUS that a process sent, with one of our addresses in it: none of ours. */
+static void test_sent(void) {
+    signal(SIGBUS, count_signal);
+    CHECK(guard_install() == 0);
+    uint8_t *base = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    guard_range_t *range = guard_add(base, 4096, PROT_READ | PROT_WRITE);
+    base[0] = 7;
+    siginfo_t info = {.si_signo = SIGBUS, .si_code = SI_QUEUE};
+    info.si_addr = base;
+    CHECK(syscall(SYS_rt_tgsigqueueinfo, getpid(), getpid(), SIGBUS, &info) == 0);
+    CHECK(atomic_load(&passed_on) == 1 && !guard_faulted(range) && base[0] == 7);
+    guard_remove(range);
+}
+
 /* The hook is installed once, however often it is asked for: the next fork does not hang, and
  * the child has closed what was registered. */
 static void test_fork(void) {
@@ -206,7 +230,7 @@ int main(int count, char **arguments) {
         const char *name;
         void (*run)(void);
     } tests[] = {{"crc", test_crc},     {"bitmap", test_bitmap}, {"frames", test_frames},
-                 {"guard", test_guard}, {"fork", test_fork},     {"writers", test_writers_and_a_flusher}};
+                 {"guard", test_guard}, {"sent", test_sent},     {"fork", test_fork},     {"writers", test_writers_and_a_flusher}};
     crc_initialize();
     crc_initialize();
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)

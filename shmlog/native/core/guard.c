@@ -20,9 +20,26 @@ static _Atomic uint32_t guard_hint;
 static struct sigaction guard_previous;
 static int guard_install_error;
 
+/* To whatever handler was there before. */
+static void guard_pass_on(int number, siginfo_t *info, void *context) {
+    if (guard_previous.sa_flags & SA_SIGINFO) {
+        guard_previous.sa_sigaction(number, info, context);
+    } else if (guard_previous.sa_handler == SIG_IGN && info->si_code <= 0) {
+        return;
+    } else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
+        guard_previous.sa_handler(number);
+    } else {
+        sigaction(SIGBUS, &guard_previous, NULL); /* the instruction faults again, as it should */
+        if (info->si_code <= 0)
+            raise(number); /* no instruction did it: somebody sent it */
+    }
+}
+
 static void guard_handler(int number, siginfo_t *info, void *context) {
     uintptr_t at = (uintptr_t)info->si_addr;
-    for (unsigned i = 0; i < GUARD_RANGES; i++) {
+    /* What a process sent has no address, and a misaligned access would only fault again (G4). */
+    int ours = info->si_code > 0 && info->si_code != BUS_ADRALN;
+    for (unsigned i = 0; ours && i < GUARD_RANGES; i++) {
         guard_range_t *range = &guard_ranges[i];
         uintptr_t begin = atomic_load(&range->begin);
         if (!begin || at < begin || at >= atomic_load(&range->end))
@@ -35,13 +52,7 @@ static void guard_handler(int number, siginfo_t *info, void *context) {
         atomic_fetch_add(&process_ticket, 1);
         return;
     }
-    if (guard_previous.sa_flags & SA_SIGINFO) {
-        guard_previous.sa_sigaction(number, info, context);
-    } else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
-        guard_previous.sa_handler(number);
-    } else {
-        sigaction(SIGBUS, &guard_previous, NULL); /* the instruction faults again, as it should */
-    }
+    guard_pass_on(number, info, context);
 }
 
 static void guard_install_now(void) {

@@ -12,9 +12,11 @@
  * Invariants
  *   G1  A range is complete before `begin` is set, and `begin` is cleared before
  *       the range is unmapped.
- *   G2  The handler calls only mmap and sigaction; both are plain system calls.
+ *   G2  The handler calls only mmap, sigaction and raise; all are plain system calls.
  *   G3  The handler is installed once in a process: installed twice, it would take
  *       itself for the handler before it and pass a foreign fault in a circle.
+ *   G4  Only a fault of the memory behind an address is ours: not a signal that was sent,
+ *       nor a misaligned access.
  *
  * Also here, because both end in "this handle may not be used as before": the
  * process-wide ticket that forks and faults advance.
@@ -50,6 +52,9 @@ guard_range_t *guard_add(void *base, size_t length, int protection);
 void guard_remove(guard_range_t *range);
 
 static inline int guard_faulted(const guard_range_t *range) {
+    /* The handler ran, if it did, in the middle of this thread's plain stores: the compiler may
+     * not look at the count before them. */
+    atomic_signal_fence(memory_order_seq_cst);
     return range && atomic_load_explicit(&range->faults, memory_order_relaxed) != 0;
 }
 

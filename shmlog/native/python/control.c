@@ -154,6 +154,8 @@ static PyObject *Control_scan(ControlObject *self, PyObject *args) {
     int set;
     if (!PyArg_ParseTuple(args, "KKp", &begin, &end, &set) || lsn_range(begin, end, self->window_bytes) != 0)
         return NULL;
+    /* SLEEP: after the store of the sleep word; the scan's loads alone would be acquire. */
+    atomic_thread_fence(memory_order_seq_cst);
     return PyLong_FromUnsignedLongLong(
         bitmap_scan(&self->bitmap, begin >> GRANULE_SHIFT, end >> GRANULE_SHIFT, set) << GRANULE_SHIFT);
 }
