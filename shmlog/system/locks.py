@@ -17,7 +17,7 @@ import contextlib
 import os
 
 from shmlog import _native
-from shmlog.system import files
+from shmlog.system import files, processes
 from shmlog.system.deadlines import poll
 
 LEASE_BYTE = 0
@@ -91,4 +91,6 @@ class LockView:
 def take_setup(lock: LockFile, deadline: float) -> None:
     """Take the set-up byte, which others hold for moments only; TimeoutError at the deadline."""
     if not poll(lambda: lock.try_lock(SETUP_BYTE), deadline):
-        raise TimeoutError(f"{lock.path}: another process has been setting the log up for too long")
+        holders = ", ".join(map(processes.describe, processes.lock_holders(lock.path, SETUP_BYTE)))
+        who = f"another process ({holders})" if holders else "another process"
+        raise TimeoutError(f"{lock.path}: {who} has been setting the log up for too long")
