@@ -35,6 +35,15 @@ typedef struct {
 
 extern struct PyModuleDef shmlog_native;
 
+/* Callers take turns on an object: by the GIL, or where there is none by the object's own lock. */
+#ifdef Py_BEGIN_CRITICAL_SECTION
+#define TURN_BEGIN(object) Py_BEGIN_CRITICAL_SECTION(object)
+#define TURN_END() Py_END_CRITICAL_SECTION()
+#else
+#define TURN_BEGIN(object) {
+#define TURN_END() }
+#endif
+
 static inline state_t *state_of(PyObject *module) { return PyModule_GetState(module); }
 
 /* Create a type and give it to the module under its own name; a new reference. */

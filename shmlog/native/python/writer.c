@@ -53,9 +53,11 @@ int writer_ready(const WriterObject *self) {
 
 /* Drop the mappings of segments that end at or below lsn (A4). */
 static void drop_below(WriterObject *self, uint64_t lsn) {
+    TURN_BEGIN(self);
     for (uint64_t i = 0; self->w.segments && i <= self->w.segment_mask; i++)
         if (segment_drop_below(&self->w, i, lsn))
             Py_CLEAR(self->mappings[i]);
+    TURN_END();
 }
 
 static int Writer_traverse(WriterObject *self, visitproc visit, void *arg) {
@@ -134,7 +136,6 @@ static PyObject *Writer_drop_below(WriterObject *self, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
-/* Callers take turns (Writer._map_lock). */
 static PyObject *Writer_map(WriterObject *self, PyObject *args) {
     unsigned long long number;
     MappingObject *mapping;
@@ -143,10 +144,12 @@ static PyObject *Writer_map(WriterObject *self, PyObject *args) {
         return NULL;
     if (mapping->bytes < SEGMENT_HEADER_BYTES + self->w.segment_bytes || !mapping->writable)
         return PyErr_Format(PyExc_ValueError, "the mapping is read-only or too small for a segment");
+    TURN_BEGIN(self);
     if (segment_make_way(&self->w, number)) {
         Py_XSETREF(self->mappings[segment_index(&self->w, number)], Py_NewRef((PyObject *)mapping));
         segment_map(&self->w, number, mapping->base + SEGMENT_HEADER_BYTES, mapping->range);
     }
+    TURN_END();
     Py_RETURN_NONE;
 }
 
