@@ -1,7 +1,7 @@
 """Syncing: the flusher's loop that makes committed records durable.
 
 At once when somebody waits, else every sync_interval; when idle, one settle sync
-carries the last mark to disk.  The cycle itself is native/sync.h.
+carries the last mark to disk.  The cycle itself is native/core/sync.h.
 
 Invariants
   S1  A sync that failed is latched for every process before anything else happens,

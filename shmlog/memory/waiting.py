@@ -1,7 +1,7 @@
 """Waiting: for a watermark to reach an LSN, in any number of threads.
 
 A wait raises the log-wide wanted word of its kind, rings the flusher if that sleeps,
-and sleeps on the watermark itself (native/wait.h).  It comes back here once a
+and sleeps on the watermark itself (native/core/wait.h).  It comes back here once a
 slice to look at what the core cannot know.
 
 Invariants

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import shmlog
 
 PACKAGE = Path(shmlog.__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = """
 errors, _native  <-  format | system  <-  memory | disk  <-  flusher | records  <-  session  <-  handle
                  <-  tools  <-  shmlog  <-  integrations, cli
@@ -74,6 +76,16 @@ def may_import(room: str, other: str) -> bool:
     if room in OPEN:
         return other in OPEN[room] or room_of(other) in OPEN[room]
     return LEVEL[room_of(other)] < LEVEL[room] and room_of(other) not in NEVER.get(room, set())
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/explanation/design.md"])
+def test_a_page_shows_the_rows_that_are_held(page: str) -> None:
+    assert f"```\n{ROWS.strip()}\n```" in (ROOT / page).read_text()
+
+
+def test_every_room_is_explained_to_contributors() -> None:
+    rooms = re.findall(r"^\| `(\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert sorted(rooms) == sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
 def test_every_room_is_in_the_rows() -> None:
