@@ -274,6 +274,7 @@ def test_damage_below_the_mark_is_an_error_that_touches_no_file(dead: Dead, boot
     assert dead.snapshot() == before
 
 
+@pytest.mark.holds("S2")
 def test_a_mark_vouches_only_for_what_an_earlier_sync_made_durable(
     log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

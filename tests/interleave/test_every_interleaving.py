@@ -209,6 +209,7 @@ def explored(shape: Shape, *mutations: Mutation) -> Explored:
 
 
 @pytest.mark.parametrize("name", ["SMALL", "WORDS", "BORDER", "THREADS"])
+@pytest.mark.holds("B1", "R1", "R3")
 def test_no_interleaving_loses_a_record_or_gets_stuck(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = explored(globals()[name])
     with capsys.disabled():
@@ -216,6 +217,7 @@ def test_no_interleaving_loses_a_record_or_gets_stuck(name: str, capsys: pytest.
 
 
 @pytest.mark.parametrize(("rule", "shape", "seen"), LEFT_OUT, ids=[rule.lower() for rule, _, _ in LEFT_OUT])
+@pytest.mark.holds("A1", "A2", "B2", "B3", "R2", "T3")
 def test_a_rule_that_is_left_out_is_missed(rule: str, shape: Shape, seen: str) -> None:
     explored(shape)
     with pytest.raises(Violation, match=seen):

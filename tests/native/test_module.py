@@ -46,6 +46,7 @@ assert os.waitpid(pid, 0)[1] == 0
 """
 
 
+@pytest.mark.holds("K3")
 def test_a_second_import_shares_the_process_and_the_next_fork_does_not_hang() -> None:
     run("import signal; signal.alarm(40)\n" + AGAIN)
 

@@ -46,6 +46,7 @@ def _hidden_block(path: Path) -> Iterator[None]:
         name.with_suffix(".hidden").rename(name)
 
 
+@pytest.mark.holds("C1")
 def test_a_block_removed_while_participants_live_is_never_made_a_second_time(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x", durable=True)
@@ -75,6 +76,7 @@ def test_a_block_removed_while_only_the_flusher_lives_is_not_made_a_second_time(
 
 @as_root
 @pytest.mark.parametrize("mode", [0o600, 0o666])
+@pytest.mark.holds("M2")
 def test_another_users_block_squatting_the_name_is_refused_and_left_alone(log_path: Path, mode: int) -> None:
     shmlog.open(log_path, create=True).close()
     squat = block_path(log_path)
@@ -92,6 +94,7 @@ def test_another_users_block_squatting_the_name_is_refused_and_left_alone(log_pa
 
 
 @pytest.mark.parametrize("fault", ["size", "mode", "signature", "boot", "magic"])
+@pytest.mark.holds("C2")
 def test_a_wrong_block_is_refused_while_somebody_lives(log_path: Path, fault: str) -> None:
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x", durable=True)

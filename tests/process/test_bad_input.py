@@ -84,6 +84,7 @@ def test_a_tag_out_of_range_is_a_value_error(log: shmlog.Log, tag: int) -> None:
     [-1, -0.5, float("nan"), "1", True, -(10**400), np.int64(-1), [1]],
     ids=lambda value: repr(value)[:9],
 )
+@pytest.mark.holds("A3")
 def test_a_wrong_timeout_is_refused_before_anything_is_appended(log: shmlog.Log, timeout: Any) -> None:
     before = log.reserved_lsn
     rows = np.zeros((3, 4))

@@ -88,6 +88,7 @@ def test_the_flusher_killed_under_load_loses_and_doubles_no_record(log_path: Pat
         assert_healthy(log)
 
 
+@pytest.mark.holds("W1")
 def test_a_waiter_asleep_when_the_flusher_dies_starts_the_next_one(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x", durable=True)
@@ -104,6 +105,7 @@ def test_a_waiter_asleep_when_the_flusher_dies_starts_the_next_one(log_path: Pat
         assert log.durable_lsn > lsn
 
 
+@pytest.mark.holds("F1")
 def test_a_stopped_flusher_is_waited_for_and_never_replaced(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=64 << 10) as log:
         first = log.append(payload(0, 0, 100), durable=True)
@@ -144,6 +146,7 @@ def test_a_backlog_of_many_segments_becomes_durable(log_path: Path) -> None:
         check_records(dead, {1: lsns + more})
 
 
+@pytest.mark.holds("F1")
 def test_flushers_started_by_hand_at_once_leave_exactly_one(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, flusher="external") as log:
         command = [sys.executable, "-m", "shmlog", "flush", str(log_path)]
@@ -194,6 +197,7 @@ def test_a_sidecar_told_to_end_settles_first(log_path: Path, number: signal.Sign
         assert [record.lsn for record in log.read()] == [lsn, after]
 
 
+@pytest.mark.holds("S3")
 def test_a_successor_writes_anew_what_the_dead_flusher_may_have_synced(
     log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +375,7 @@ def test_a_handle_opened_while_the_flusher_is_leaving_gets_a_log_that_works(log_
 
 
 @pytest.mark.parametrize("step", ["punch_hole", "sync_mark", "take_down"])
+@pytest.mark.holds("F4")
 def test_a_flusher_killed_while_it_leaves_costs_nothing(log_path: Path, step: str) -> None:
     kill = "import os, signal\ndef die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
     at = {

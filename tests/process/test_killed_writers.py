@@ -51,6 +51,7 @@ def _kind_at(path: Path, lsn: int) -> int:
 
 
 @pytest.mark.parametrize("nbytes", [0, 100, 5000, 30_000])
+@pytest.mark.holds("R2")
 def test_a_hole_of_a_killed_reservation_is_filled_and_records_above_it_become_readable(
     log_path: Path, nbytes: int
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_process_that_execs_with_an_open_reservation_counts_as_dead(log_path: 
         assert Path(f"/proc/{child.pid}/comm").read_text().strip() == "sleep"
 
 
+@pytest.mark.holds("F2", "R1")
 def test_a_stopped_writer_is_never_overwritten_and_named_when_the_window_is_full(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=WINDOW_BYTES) as log:
         below = log.append(b"below", durable=True)

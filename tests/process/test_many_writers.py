@@ -326,6 +326,7 @@ def test_an_attacher_that_exits_does_not_take_the_control_block_with_it(log_path
         assert_healthy(log)
 
 
+@pytest.mark.holds("A5")
 def test_a_buffer_that_changes_while_it_is_appended_harms_nobody(log_path: Path) -> None:
     array = np.zeros(1 << 20, np.uint8)
     stop = threading.Event()
@@ -350,6 +351,7 @@ def test_a_buffer_that_changes_while_it_is_appended_harms_nobody(log_path: Path)
     assert shmlog.verify(log_path).ok
 
 
+@pytest.mark.holds("A4")
 def test_a_segment_that_is_mapped_late_does_not_replace_a_newer_one(log_path: Path) -> None:
     def use(wire: Wire) -> int:
         with shmlog.open(log_path, timeout=5) as log:

@@ -105,6 +105,7 @@ def test_a_stop_inside_a_record_includes_that_record(log_path: Path) -> None:
         assert [record.lsn for record in log.read(lsns[90], 1 << 62)] == lsns[90:]
 
 
+@pytest.mark.holds("V3")
 def test_views_outlive_the_handle_the_processes_and_the_files(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
         rows = np.arange(3000.0)
@@ -121,6 +122,7 @@ def test_views_outlive_the_handle_the_processes_and_the_files(log_path: Path) ->
     assert np.array_equal(np.concatenate(arrays), rows[:count])
 
 
+@pytest.mark.holds("V1")
 def test_a_reader_sees_a_prefix_while_others_write(log_path: Path) -> None:
     """At every look: whole records, in order, from the first on, and never fewer than before."""
 
@@ -195,6 +197,7 @@ def test_an_open_readonly_handle_reads_what_later_sessions_wrote(log_path: Path)
             assert readonly.durable_lsn == readonly.committed_lsn == (n + 1) * 64
 
 
+@pytest.mark.holds("N1")
 def test_a_record_being_written_is_no_hole_to_a_reader_that_lost_sight_of_the_block(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log, shmlog.open_readonly(log_path) as readonly:
         log.append(b"before", durable=True)
@@ -237,6 +240,7 @@ def test_a_reader_goes_on_after_the_block_was_lost_with_its_users(log_path: Path
         assert bytes(next(tail).data) == b"later"
 
 
+@pytest.mark.holds("N2")
 def test_a_tail_of_a_log_that_was_removed_replaced_or_cut_back_says_so(log_path: Path) -> None:
     shmlog.open(log_path, create=True).close()
     _session(log_path, b"x")

@@ -131,6 +131,7 @@ def test_a_disk_too_full_to_make_a_log_is_an_os_error(tmp_path: Path) -> None:
 
 @in_a_namespace
 @pytest.mark.parametrize("size", ["4k", "64k", "200k"])
+@pytest.mark.holds("M1")
 def test_a_full_dev_shm_is_an_os_error_at_open_and_never_a_signal(log_path: Path, size: str) -> None:
     program = """
         import errno, os, sys
@@ -226,6 +227,7 @@ def _cut_under_a_writer(log_path: Path) -> tuple[str, str]:
     return outcomes
 
 
+@pytest.mark.holds("G3")
 def test_a_segment_cut_under_a_writer_fails_the_log_and_kills_nobody(log_path: Path) -> None:
     assert _cut_under_a_writer(log_path)[0] == "LogFailedError"
 
@@ -279,6 +281,7 @@ def test_a_view_of_a_segment_that_was_cut_reads_as_zeros_and_kills_nobody(log_pa
 
 
 @pytest.mark.parametrize("fault", ["cut", "zeroed"])
+@pytest.mark.holds("F3")
 def test_a_damaged_control_block_never_costs_a_record(log_path: Path, fault: str) -> None:
     def use(wire: Wire) -> None:
         log = shmlog.open(log_path, timeout=2)

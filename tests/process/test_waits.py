@@ -49,6 +49,7 @@ def test_a_wait_for_what_is_reached_returns_with_a_timeout_of_zero(log_path: Pat
         log.wait_durable(None, 0)
 
 
+@pytest.mark.holds("W2")
 def test_a_wait_that_cannot_be_served_times_out_and_says_how_far_the_log_is(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x", durable=True)
@@ -180,6 +181,7 @@ def test_tail_wakes_for_each_record_of_another_process(log_path: Path, handle: s
             child.result()
 
 
+@pytest.mark.holds("S1")
 def test_a_failed_log_wakes_everybody_and_refuses_appends_in_every_process(log_path: Path) -> None:
     def wait(wire: Wire) -> list[str]:
         log = shmlog.open(log_path)

@@ -64,6 +64,7 @@ def test_a_slot_given_back_is_taken_again(table: Table) -> None:
     assert other.take(ROLE_HANDLE) == 0
 
 
+@pytest.mark.holds("T4")
 def test_a_slot_that_changes_hands_while_it_is_looked_at_is_not_dead(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_slot_freed_while_its_owner_still_holds_the_lock_is_passed_over(table:
     assert one.take(ROLE_HANDLE) == 0
 
 
+@pytest.mark.holds("T1")
 def test_a_slot_whose_owner_died_while_it_was_being_taken_is_passed_over(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,7 @@ def test_a_flushers_own_hold_is_a_held_claim_until_it_ends(table: Table) -> None
         (False, 65, 128, True),  # whoever owned 64, that is behind us
     ],
 )
+@pytest.mark.holds("T2")
 def test_a_dead_slot_is_freed_once_what_it_claimed_is_committed(
     table: Table, held: bool, committed: int, reserved: int, freed: bool
 ) -> None:

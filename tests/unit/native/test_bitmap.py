@@ -104,6 +104,7 @@ def test_clearing_that_a_dead_flusher_left_is_finished_first() -> None:
     assert not any(block[CB.HEADER_BYTES + PT.BYTES :])
 
 
+@pytest.mark.holds("B3", "L1")
 def test_the_limit_stays_below_what_is_prepared() -> None:
     it, _ = control()
     it.store(CB.STATE, STATE_RUNNING)

@@ -168,6 +168,7 @@ def test_bounds_outside_of_the_buffer_are_refused(begin: int, end: int) -> None:
 
 
 @given(st.binary(max_size=400))
+@pytest.mark.holds("V2")
 def test_no_bytes_whatever_make_the_walk_leave_its_bounds(data: bytes) -> None:
     count, at, whole, problem = walk(data)
     assert 0 <= count <= len(data) // 32
