@@ -25,6 +25,8 @@ def create(chosen: argparse.Namespace) -> int:
 def flush(chosen: argparse.Namespace) -> int:
     from shmlog.session import sidecar
 
+    if chosen.detach:
+        sidecar.close_inherited()
     check_place(chosen.directory)
     status = sidecar.run(chosen.directory, chosen.sync_interval, chosen.mode, chosen.detach)
     if chosen.json:

@@ -61,7 +61,10 @@ def load(path: str) -> Directory:
         raise FormatError(f"{path} is not a log: it has no shmlog.json") from None
     files.check_directory(path)
     identity = decode_identity(files.read_small(_identity_path(path)), _identity_path(path))
-    return Directory(path, identity)
+    where = Directory(path, identity)
+    files.check_part(where.segments_path)
+    files.check_part(where.cursors_path)
+    return where
 
 
 def create(path: str, geometry: Geometry, mode: int) -> Directory:

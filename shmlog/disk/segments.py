@@ -52,7 +52,7 @@ def newest_mark(directory: Directory, segments: list[int], *, check: bool) -> Ma
                 page = segment.check(fd, path, identity.log_id, first, identity.geometry)
             else:
                 page = os.pread(fd, SEGMENT_HEADER_BYTES, 0)
-        mark = marks.newest_mark(page, identity.log_id)
+        mark = marks.newest_mark(page, identity.log_id, identity.geometry.segment_bytes)
         if mark:
             found.append(mark)
     return max(found, default=None)

@@ -4,6 +4,14 @@ Files are read with pread into one buffer that stays in the processor's cache,
 never through a map: a file that is cut off or gone meanwhile is an error here,
 not a fault.  Holes of sparse files are skipped, not read.
 
+The bytes may be anybody's, so what they claim costs nothing: memory is the same
+whatever a header says of a payload's length, and time is linear in the bytes.
+
+  W1  A frame that does not fit the view that shows it is checked by _Sums: every byte
+      of a segment is summed once, and a payload's checksum is two look-ups.
+  W2  A view grows with what was found valid since the walk or search began.  Else
+      frames that are valid and such that are not, in turn, would cost a chunk each.
+
 This module knows files and frames.  It may not know marks or what is repaired.
 """
 
@@ -11,6 +19,8 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,10 +30,18 @@ from shmlog.disk import segment
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import segment_path
 from shmlog.errors import FormatError
-from shmlog.format.layout import GRANULE_BYTES, Problem
+from shmlog.format.geometry import frame_bytes
+from shmlog.format.layout import FRAME_HEADER_BYTES, GRANULE_BYTES, Problem
+from shmlog.format.sums import crc_of_part, state_after
 from shmlog.system import files
 
 CHUNK_BYTES = 1 << 20
+FIRST_CHUNK_BYTES = 4096
+SUM_STEP_BYTES = 1024
+_SUMS_READ_BYTES = 256 << 10
+_FRAME = struct.Struct("<II22xBB")
+"""payload bytes, checksum, kind, flags"""
+_KIND_DATA = _native.LAYOUT["KIND_DATA"]
 _TOO_SHORT = (Problem.BAD_LENGTH, Problem.OUT_OF_BOUNDS)
 
 
@@ -50,6 +68,8 @@ class Walker:
         self._buffer = bytearray(CHUNK_BYTES)
         self._first = -1
         self._fd = -1
+        self._sums: _Sums | None = None
+        self._extent = -1, -1
 
     def __enter__(self) -> Walker:
         return self
@@ -65,7 +85,7 @@ class Walker:
         while at < stop:
             bound = min(stop, self._geometry.segment_end(at))
             low = at
-            count, at, end, problem = self._walk_chunk(low, bound)
+            count, at, end, problem = self._walk_chunk(low, bound, _chunk_bytes(low - begin))
             records += count
             if end > low or not batch_open:
                 whole = end
@@ -79,15 +99,11 @@ class Walker:
         for low, high in self._data(begin, stop):
             at = low
             while at < high:
-                view = self._read(at, high, CHUNK_BYTES)
-                end = at + len(view)
-                found = _native.find_frame(view, at, at, end, self._seed)
-                if found is None:
-                    at = end
-                elif self._walk_chunk(found, self._geometry.segment_end(found))[1] > found:
+                view = self._read(at, high, _chunk_bytes(at - begin))
+                found = self._find_in(view, at)
+                if found is not None:
                     return found
-                else:  # it only looked like one that is larger than what was read
-                    at = found + GRANULE_BYTES
+                at += len(view)
         return None
 
     def last_byte(self, begin: int, stop: int) -> int:
@@ -104,19 +120,52 @@ class Walker:
 
     # -------------------------------------------------------------- internals
 
-    def _walk_chunk(self, at: int, bound: int) -> tuple[int, int, int, Problem]:
-        """Walk as far as one chunk shows; a frame larger than that is read whole."""
-        size = CHUNK_BYTES
-        while True:
-            view = self._read(at, bound, size)
-            end = at + len(view)
-            count, stopped, whole, found = _native.walk(view, at, at, end, self._seed, True, -1, False, None)
-            problem = Problem(found)
-            if problem not in _TOO_SHORT or end == bound:
-                return count, stopped, whole, problem
-            if stopped > at:
-                return count, stopped, whole, Problem.VALID
-            size *= 4
+    def _walk_chunk(self, at: int, bound: int, most: int) -> tuple[int, int, int, Problem]:
+        """Walk as far as one chunk shows, or over one frame that is larger."""
+        view = self._read(at, bound, most)
+        end = at + len(view)
+        count, stopped, whole, found = _native.walk(view, at, at, end, self._seed, True, -1, False, None)
+        problem = Problem(found)
+        if problem not in _TOO_SHORT or end == bound:
+            return count, stopped, whole, problem
+        if stopped > at:
+            return count, stopped, whole, Problem.VALID
+        header = bytes(view[:FRAME_HEADER_BYTES])
+        problem = self._check_large(at, bound, header)
+        if problem:
+            return 0, at, at, problem
+        payload_bytes, _, kind, goes_on = _FRAME.unpack(header)
+        stopped = at + frame_bytes(payload_bytes)
+        return int(kind == _KIND_DATA), stopped, at if goes_on else stopped, Problem.VALID
+
+    def _find_in(self, view: memoryview, base: int) -> int | None:
+        """As find, for what begins in one view."""
+        end, at = base + len(view), base
+        while at < end:
+            near = min(end, at + FIRST_CHUNK_BYTES)  # a longer payload is left to _Sums: W1
+            found = _native.find_frame(view, base, at, near, self._seed)
+            if found is None:
+                at = near
+                continue
+            header = bytes(view[found - base : found - base + FRAME_HEADER_BYTES])
+            if not self._check_large(found, self._geometry.segment_end(found), header):
+                return found
+            at = found + GRANULE_BYTES  # it only looked like one
+        return None
+
+    def _check_large(self, lsn: int, bound: int, header: bytes) -> Problem:
+        """Rules (4) and (5) for a frame that a view may not show whole."""
+        payload_bytes, checksum, kind, _ = _FRAME.unpack(header)
+        if lsn + frame_bytes(payload_bytes) > bound:
+            return Problem.BAD_LENGTH
+        crc = self._seed
+        if kind == _KIND_DATA:
+            fd, offset = self._open(lsn), self._geometry.file_offset(lsn)
+            if self._sums is None or not self._sums.covers(offset):
+                self._sums = _Sums(fd, segment_path(self._directory, lsn), offset)
+            crc = self._sums.crc(self._seed, offset + FRAME_HEADER_BYTES, payload_bytes)
+        crc = _native.crc32c(header[:4] + header[8:], crc)
+        return Problem.VALID if crc == checksum else Problem.BAD_CHECKSUM
 
     def _data(self, begin: int, stop: int) -> Iterator[tuple[int, int]]:
         """The parts of [begin, stop) that are not holes of their files."""
@@ -125,13 +174,18 @@ class Walker:
             base = low - self._geometry.file_offset(low)
             at = low
             while at < high:
-                try:
-                    data = base + os.lseek(fd, at - base, os.SEEK_DATA)
-                    hole = base + os.lseek(fd, data - base, os.SEEK_HOLE)
-                except OSError as error:
-                    if error.errno == errno.ENXIO:
-                        break
-                    data, hole = at, high  # a file system that cannot tell
+                data, hole = at, self._extent[1]
+                if (
+                    not self._extent[0] <= at < hole
+                ):  # to find a hole may cost the file system a look at each page
+                    try:
+                        data = base + os.lseek(fd, at - base, os.SEEK_DATA)
+                        hole = base + os.lseek(fd, data - base, os.SEEK_HOLE)
+                    except OSError as error:
+                        if error.errno == errno.ENXIO:
+                            break
+                        data, hole = at, high  # a file system that cannot tell
+                    self._extent = data, hole
                 data = max(at, data - data % GRANULE_BYTES)
                 if data < high:
                     yield data, min(hole, high)
@@ -139,17 +193,9 @@ class Walker:
 
     def _read(self, lsn: int, bound: int, most: int) -> memoryview:
         """The file's bytes from lsn on: `most` of them, or up to bound."""
-        size = min(most, bound - lsn)
-        if size > len(self._buffer):
-            self._buffer = bytearray(size)
-        view = memoryview(self._buffer)[:size]
-        fd, offset, done = self._open(lsn), self._geometry.file_offset(lsn), 0
-        while done < size:
-            got = os.preadv(fd, [view[done:]], offset + done)
-            if not got:
-                path = segment_path(self._directory, lsn)
-                raise FormatError(f"{path} ends at byte {offset + done}, within LSN {lsn} to {bound}")
-            done += got
+        view = memoryview(self._buffer)[: min(most, bound - lsn)]
+        fd, offset = self._open(lsn), self._geometry.file_offset(lsn)
+        _fill(view, fd, segment_path(self._directory, lsn), offset)
         return view
 
     def _open(self, lsn: int) -> int:
@@ -170,3 +216,59 @@ class Walker:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = self._first = -1
+        self._sums, self._extent = None, (-1, -1)
+
+
+class _Sums:
+    """The sums of one open file's bytes from a place on, at steps, made as far as they are
+    asked for.  4 MiB for the largest segment."""
+
+    def __init__(self, fd: int, path: str, begin: int) -> None:
+        self._fd = fd
+        self._path = path
+        self._begin = begin
+        self._states = array("I", [0])
+        self._buffer = bytearray(_SUMS_READ_BYTES)
+
+    def covers(self, offset: int) -> bool:
+        return offset >= self._begin
+
+    def crc(self, seed: int, offset: int, size: int) -> int:
+        """The CRC of `size` bytes of the file, started from seed."""
+        if size <= 2 * SUM_STEP_BYTES:  # what two sums would read
+            return _native.crc32c(self._read(offset, size), seed)
+        return crc_of_part(seed, self._state(offset), self._state(offset + size), size)
+
+    def _state(self, offset: int) -> int:
+        """The state after the bytes up to offset, started from zero."""
+        step, rest = divmod(offset - self._begin, SUM_STEP_BYTES)
+        while step >= len(self._states):
+            self._extend(step)
+        return state_after(self._read(offset - rest, rest), self._states[step])
+
+    def _extend(self, step: int) -> None:
+        state, have = self._states[-1], len(self._states) - 1
+        size = min((step - have) * SUM_STEP_BYTES, len(self._buffer))
+        view = self._read(self._begin + have * SUM_STEP_BYTES, size)
+        for at in range(0, size, SUM_STEP_BYTES):
+            state = state_after(view[at : at + SUM_STEP_BYTES], state)
+            self._states.append(state)
+
+    def _read(self, offset: int, size: int) -> memoryview:
+        view = memoryview(self._buffer)[:size]
+        _fill(view, self._fd, self._path, offset)
+        return view
+
+
+def _chunk_bytes(progress: int) -> int:
+    """W2: how much to read after so many bytes of the same walk or search."""
+    return min(CHUNK_BYTES, max(FIRST_CHUNK_BYTES, 4 * progress - 4 * progress % GRANULE_BYTES))
+
+
+def _fill(view: memoryview, fd: int, path: str, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], offset + done)
+        if not got:
+            raise FormatError(f"{path} ends at byte {offset + done}, and more was expected")
+        done += got

@@ -44,17 +44,35 @@ class Identity:
 def decode_identity(data: bytes, path: str) -> Identity:
     """The identity that a file holds; FormatError, naming the path, says what is wrong."""
     try:
-        body = json.loads(data)
-    except ValueError as error:
+        body = json.loads(data, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is damaged: {error}") from error
     if not isinstance(body, dict) or body.get("format") != "shmlog":
         raise FormatError(f"{path} does not describe a shmlog log")
-    if body.get("version") != FORMAT_VERSION:
-        raise FormatError(
-            f"{path} has format version {body.get('version')!r}; this is version {FORMAT_VERSION}"
-        )
+    version = body.get("version")
+    if type(version) is not int or version != FORMAT_VERSION:  # True == 1 == 1.0
+        raise FormatError(f"{path} has format version {version!r}; this is version {FORMAT_VERSION}")
     try:
         geometry = Geometry(body["segment_bytes"], body["window_bytes"])
-        return Identity(uuid.UUID(body["log_id"]).bytes, geometry, int(body["created_ns"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        log_id, created_ns = body["log_id"], body["created_ns"]
+        if type(log_id) is not str:
+            raise TypeError(f"log_id must be a str, not {type(log_id).__name__}")
+        if type(created_ns) is not int:
+            raise TypeError(f"created_ns must be an int, not {type(created_ns).__name__}")
+        if not -(1 << 63) <= created_ns < 1 << 63:
+            raise ValueError("created_ns is no 64-bit number")
+        return Identity(uuid.UUID(log_id).bytes, geometry, created_ns)
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """ValueError if a name is there twice: two readers might believe different ones."""
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        raise ValueError("a name is there twice")
+    return body
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")

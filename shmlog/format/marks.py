@@ -117,7 +117,8 @@ def decode_mark(data: bytes, log_id: bytes) -> Mark | None:
     return Mark(epoch, durable_lsn, sequence, trimmed_lsn, bool(flags & MARK_CLEAN), boot_id)
 
 
-def newest_mark(header_page: bytes, log_id: bytes) -> Mark | None:
-    """The newest whole mark of a segment's first bytes, or None if there is none of this log."""
+def newest_mark(header_page: bytes, log_id: bytes, segment_bytes: int = GRANULE_BYTES) -> Mark | None:
+    """The newest whole mark of a segment's first bytes, or None if there is none of this log.
+    One that says it was trimmed within a segment does not count: no flusher wrote it."""
     found = [decode_mark(header_page[offset:], log_id) for offset in MARK_SLOTS.offsets]
-    return max((mark for mark in found if mark), default=None)
+    return max((mark for mark in found if mark and mark.trimmed_lsn % segment_bytes == 0), default=None)

@@ -20,7 +20,7 @@ import sys
 
 from shmlog.disk import directory
 from shmlog.disk.directory import Directory
-from shmlog.errors import AttachError
+from shmlog.errors import AttachError, FormatError
 from shmlog.flusher.flusher import Flusher
 from shmlog.format.layout import CB, ROLE_FLUSHER, ROLE_SIDECAR
 from shmlog.session.attachment import attach
@@ -35,6 +35,21 @@ JOINING_S = 30.0
 _ENDING = signal.SIGTERM, signal.SIGINT
 
 log = logging.getLogger("shmlog.flusher")
+
+
+def close_inherited() -> None:
+    """Close every descriptor but the standard ones.  For a process that was started to be a
+    flusher, before it opens any: it outlives the one that started it, whose sockets and pipes
+    would stay open with it, and their peers wait for an end that does not come."""
+    try:
+        held = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:  # nothing is mounted there
+        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        return
+    for fd in held:
+        if fd > 2:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(fd)
 
 
 def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
@@ -105,23 +120,25 @@ def _serve(
 
 def _set_up_logging(where: Directory, mode: int, detached: bool) -> None:
     handlers: list[logging.Handler] = []
+    path, unwritten = where.flusher_log_path, None
     if not detached:
         handlers.append(logging.StreamHandler())
     with contextlib.suppress(OSError):
-        if os.path.getsize(where.flusher_log_path) > LOG_BYTES_MAX:
-            os.replace(where.flusher_log_path, where.flusher_log_path + ".old")
+        if os.lstat(path).st_size > LOG_BYTES_MAX:
+            os.replace(path, path + ".old")
     try:
-        with contextlib.suppress(FileExistsError):
-            os.close(files.create_file(where.flusher_log_path, mode))
-        handlers.append(logging.FileHandler(where.flusher_log_path))
-    except OSError:
+        fd = files.open_to_append(path, mode)
+    except (OSError, FormatError) as error:  # a full disk, or a link, must not stop the flusher
+        unwritten = error
         if detached:
-            handlers.append(logging.NullHandler())  # a full disk must not stop the flusher
-    if detached:
-        with contextlib.suppress(OSError):
-            fd = os.open(where.flusher_log_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            handlers.append(logging.NullHandler())
+    else:
+        own = logging.FileHandler(path, delay=True)  # by its path it would follow a link
+        own.setStream(os.fdopen(fd, "a", encoding="utf-8"))
+        handlers.append(own)
+        if detached:
             os.dup2(fd, 2)
-            os.close(fd)
+    if detached:
         faulthandler.enable()
     logging.basicConfig(
         level=logging.INFO,
@@ -130,3 +147,5 @@ def _set_up_logging(where: Directory, mode: int, detached: bool) -> None:
         force=True,
     )
     logging.raiseExceptions = False
+    if unwritten is not None:
+        log.warning("%s is not written to: %s", path, unwritten)

@@ -84,6 +84,18 @@ def check_directory(path: str) -> None:
         raise PermissionError(f"{path} may be written by anybody (mode {stat.S_IMODE(found.st_mode):o})")
 
 
+def check_part(path: str) -> None:
+    """As check_directory, of a directory within a log's: it may be missing, and no link leads to it."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        what = "is a symbolic link" if stat.S_ISLNK(found.st_mode) else "is not a directory"
+        raise FormatError(f"{path} {what}")
+    check_directory(path)
+
+
 def sync_directory(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -107,6 +119,23 @@ def open_file(path: str, writable: bool) -> int:
     return fd
 
 
+def open_to_append(path: str, mode: int) -> int:
+    """Open a regular file to append to, made if it is missing; the caller owns the descriptor."""
+    with contextlib.suppress(FileExistsError):
+        os.close(create_file(path, mode))
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | OPEN_FLAGS)
+    except OSError as error:
+        refuse_link(path, error)
+        raise
+    try:
+        check_regular(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def refuse_link(path: str, error: OSError) -> None:
     """FormatError if what could not be opened is a symbolic link."""
     if os.path.islink(path):
@@ -114,11 +143,14 @@ def refuse_link(path: str, error: OSError) -> None:
 
 
 def check_regular(fd: int, path: str) -> None:
-    """FormatError unless an open file is a regular one, with one name."""
+    """FormatError unless an open file is a regular one, with one name; PermissionError unless
+    it is ours."""
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         what = "has other names" if stat.S_ISREG(found.st_mode) else "is not a regular file"
         raise FormatError(f"{path} {what}")
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}")
 
 
 def create_file(path: str, mode: int) -> int:

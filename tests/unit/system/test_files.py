@@ -11,6 +11,7 @@ import pytest
 
 from shmlog.errors import FormatError
 from shmlog.system import files
+from shmlog.system.locks import LockFile
 
 
 @pytest.mark.parametrize("writable", [False, True])
@@ -133,6 +134,44 @@ def test_a_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> Non
     tmp_path.chmod(0o777)
     with pytest.raises(PermissionError, match="may be written by anybody"):
         files.check_directory(str(tmp_path))
+
+
+def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(PermissionError, match=f"file belongs to user {other - 1}, not to {other}"):
+        files.open_file(str(path), writable=False)
+    with pytest.raises(PermissionError, match="file belongs to user"):
+        LockFile(str(path))
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_to_append_to_is_made_and_then_added_to(tmp_path: Path) -> None:
+    for text in (b"one", b"two"):
+        with files.descriptor(files.open_to_append(str(tmp_path / "file"), 0o640)) as fd:
+            os.write(fd, text)
+    assert (tmp_path / "file").read_bytes() == b"onetwo"
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("there", ["a link", "a dangling link", "a FIFO", "a second name"])
+def test_nothing_is_appended_to_what_is_no_file_of_the_log(tmp_path: Path, there: str) -> None:
+    path, victim = tmp_path / "file", tmp_path / "victim"
+    if there != "a dangling link":
+        victim.write_bytes(b"mine")
+    if there == "a FIFO":
+        os.mkfifo(path)
+    elif there == "a second name":
+        os.link(victim, path)
+    else:
+        path.symlink_to(victim)
+    # of a FIFO that nobody reads, the machine says so itself
+    with pytest.raises(OSError if there == "a FIFO" else FormatError):
+        files.open_to_append(str(path), 0o600)
+    assert victim.exists() == (there != "a dangling link")
 
 
 def test_the_boot_id_stays_the_same() -> None:
