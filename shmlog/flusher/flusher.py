@@ -16,6 +16,11 @@ Invariants
       hole is filled or anything is removed.
   F4  What is given back was taken back first: should this flusher die before the block
       goes, who joins the block may not append into files that are no more.
+  F5  run() does not return while a loop of it lives, however long a system call takes:
+      the caller gives the lease up then, and a loop that wakes later would store the
+      words of the next flusher.  It waits on, rather than end the process: killed from
+      outside it holds the lease just as long, for the kernel closes LOCK only after the
+      last thread has left it.
 
 This module knows the order of a flusher's life.  It may not know how the process was
 started or how its log was joined.
@@ -39,6 +44,7 @@ from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 
 LOOPS_END_S = 60.0
+"""How often a flusher that ends says that a loop of it still has not ended."""
 
 log = logging.getLogger("shmlog.flusher")
 
@@ -90,20 +96,19 @@ class Flusher:
         self._take_over()
         loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop)
         threads = [threading.Thread(target=self._guarded, args=(loop,), daemon=True) for loop in loops]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             self._committer.loop(self._linger)
         finally:
             self._ending.set()
             self._preparer.wake()
             self._control.sync_bell.ring()
             for thread in threads:
-                thread.join(timeout=LOOPS_END_S)
+                if thread.ident is not None:  # it was started
+                    self._outlive(thread)
         if self._broken is not None:
             raise self._broken
-        if any(thread.is_alive() for thread in threads):
-            raise TimeoutError(f"a loop has not ended within {LOOPS_END_S:g} s: is the disk stuck?")
         return not self._participants.anybody()
 
     def stop(self) -> None:
@@ -153,6 +158,15 @@ class Flusher:
         self._native.store(CB.COMMIT_SLEEP, SLEEP_AWAKE)
         self._native.store(CB.SYNC_SLEEP, SLEEP_AWAKE)
         self._segments.close()
+
+    def _outlive(self, thread: threading.Thread) -> None:
+        """Wait until it has ended, for as long as it takes (F5)."""
+        waited_s = 0.0
+        thread.join(LOOPS_END_S)
+        while thread.is_alive():
+            waited_s += LOOPS_END_S
+            log.error("a loop has not ended within %g s: is the disk stuck? The lease is kept", waited_s)
+            thread.join(LOOPS_END_S)
 
     def _guarded(self, loop: Callable[[threading.Event], None]) -> None:
         try:
