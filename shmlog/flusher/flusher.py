@@ -28,13 +28,14 @@ started or how its log was joined.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
 from collections.abc import Callable
 
 from shmlog.disk.directory import Directory
-from shmlog.errors import AttachError
+from shmlog.errors import AttachError, LogFailedError
 from shmlog.flusher.committing import PACE_S, Committer
 from shmlog.flusher.open_segments import OpenSegments
 from shmlog.flusher.preparing import Preparer
@@ -132,7 +133,11 @@ class Flusher:
     def finish(self) -> None:
         """Everybody has gone (the caller holds the set-up byte): fill the last holes,
         make all durable, mark the log clean, give back what was prepared for nothing."""
-        self._check()
+        try:
+            self._check()
+        except AttachError as damage:  # nobody needs the block any more: the files are recovered
+            log.error("not marked clean: %s", damage)
+            return
         while (g := self._control.step()[0]) < self._control.reserved_lsn:
             if not self._committer.repair(g):
                 time.sleep(PACE_S)
@@ -153,6 +158,11 @@ class Flusher:
         vouched = self._syncer.mark.durable_lsn  # before durable_lsn, which it follows
         if self._control.lost or self._control.durable_lsn < vouched:
             raise AttachError("the control block was cut or overwritten; what is in the files is recovered")
+        try:
+            self._control.bounds()
+        except LogFailedError as damage:
+            self._control.fail(errno.EFAULT, vouched)
+            raise AttachError(f"{damage.what}; what is in the files is recovered") from None
 
     def close(self) -> None:
         self._native.store(CB.COMMIT_SLEEP, SLEEP_AWAKE)

@@ -96,7 +96,10 @@ class Appending(_native.Writer):
         if reason == _native.SLOW_ROOM:
             self._wait_for_room(lsn, deadline)
         elif reason == _native.SLOW_MAP:
+            trimmed, committed = self._control.bounds()  # damaged: no segment is the tail's
             self._map_segment(lsn)
+            if lsn < committed and time.monotonic() >= deadline:
+                raise TimeoutError(f"the log went on past LSN {lsn} (trimmed {trimmed}): the append ran out")
         elif reason == _native.SLOW_DURABLE:
             if not self._waiting.until(DURABLE, lsn + 1, deadline):
                 raise TimeoutError(f"appended at LSN {lsn}, but not known to be durable: the wait ran out")
