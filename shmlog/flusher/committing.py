@@ -25,8 +25,10 @@ from shmlog.memory.participants import Participants
 
 PACE_S = 0.001
 """Between two commits while writers are busy and nobody waits: they get the cores."""
-STUCK_S = 0.05
-"""The longest time between two looks at a range that a live writer is still copying."""
+STUCK_S = 0.02
+STUCK_WAITED_S = 0.005
+"""The longest time between two looks at a range that a live writer is still copying: it may die
+of it, and nothing rings then.  Without, and with, somebody who waits."""
 SPIN_NS = 50_000
 """After a commit that somebody waited for: how long to watch for the next record."""
 IDLE_AFTER_S = 0.01
@@ -90,10 +92,10 @@ class Committer:
             waited_for = wanted[0] > committed or wanted[1] > limit
             if progressed and waited_for and native.watch(committed, SPIN_NS):
                 continue  # who is read as it writes is likely to go on
-            if committed < reserved and not progressed:
-                if self.repair(committed):
+            if committed < reserved and (waited_for or not progressed):
+                if not progressed and self.repair(committed):
                     continue
-                stuck_s = min(stuck_s * 1.5, STUCK_S)
+                stuck_s = min(stuck_s * 1.5, STUCK_WAITED_S if waited_for else STUCK_S)
                 self._sleep(stuck_s, waited_for, committed, reserved, wanted)
             elif not waited_for and (progressed or now - progress_at < IDLE_AFTER_S):
                 self._sleep(PACE_S, False, committed, reserved, wanted)

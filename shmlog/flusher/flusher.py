@@ -16,6 +16,11 @@ Invariants
       hole is filled or anything is removed.
   F4  What is given back was taken back first: should this flusher die before the block
       goes, who joins the block may not append into files that are no more.
+  F5  run() does not return while a loop of it lives, however long a system call takes:
+      the caller gives the lease up then, and a loop that wakes later would store the
+      words of the next flusher.  It waits on, rather than end the process: killed from
+      outside it holds the lease just as long, for the kernel closes LOCK only after the
+      last thread has left it.
 
 This module knows the order of a flusher's life.  It may not know how the process was
 started or how its log was joined.
@@ -23,13 +28,14 @@ started or how its log was joined.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
 from collections.abc import Callable
 
 from shmlog.disk.directory import Directory
-from shmlog.errors import AttachError
+from shmlog.errors import AttachError, LogFailedError
 from shmlog.flusher.committing import PACE_S, Committer
 from shmlog.flusher.open_segments import OpenSegments
 from shmlog.flusher.preparing import Preparer
@@ -39,6 +45,7 @@ from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 
 LOOPS_END_S = 60.0
+"""How often a flusher that ends says that a loop of it still has not ended."""
 
 log = logging.getLogger("shmlog.flusher")
 
@@ -90,20 +97,19 @@ class Flusher:
         self._take_over()
         loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop)
         threads = [threading.Thread(target=self._guarded, args=(loop,), daemon=True) for loop in loops]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             self._committer.loop(self._linger)
         finally:
             self._ending.set()
             self._preparer.wake()
             self._control.sync_bell.ring()
             for thread in threads:
-                thread.join(timeout=LOOPS_END_S)
+                if thread.ident is not None:  # it was started
+                    self._outlive(thread)
         if self._broken is not None:
             raise self._broken
-        if any(thread.is_alive() for thread in threads):
-            raise TimeoutError(f"a loop has not ended within {LOOPS_END_S:g} s: is the disk stuck?")
         return not self._participants.anybody()
 
     def stop(self) -> None:
@@ -127,7 +133,11 @@ class Flusher:
     def finish(self) -> None:
         """Everybody has gone (the caller holds the set-up byte): fill the last holes,
         make all durable, mark the log clean, give back what was prepared for nothing."""
-        self._check()
+        try:
+            self._check()
+        except AttachError as damage:  # nobody needs the block any more: the files are recovered
+            log.error("not marked clean: %s", damage)
+            return
         while (g := self._control.step()[0]) < self._control.reserved_lsn:
             if not self._committer.repair(g):
                 time.sleep(PACE_S)
@@ -148,11 +158,25 @@ class Flusher:
         vouched = self._syncer.mark.durable_lsn  # before durable_lsn, which it follows
         if self._control.lost or self._control.durable_lsn < vouched:
             raise AttachError("the control block was cut or overwritten; what is in the files is recovered")
+        try:
+            self._control.bounds()
+        except LogFailedError as damage:
+            self._control.fail(errno.EFAULT, vouched)
+            raise AttachError(f"{damage.what}; what is in the files is recovered") from None
 
     def close(self) -> None:
         self._native.store(CB.COMMIT_SLEEP, SLEEP_AWAKE)
         self._native.store(CB.SYNC_SLEEP, SLEEP_AWAKE)
         self._segments.close()
+
+    def _outlive(self, thread: threading.Thread) -> None:
+        """Wait until it has ended, for as long as it takes (F5)."""
+        waited_s = 0.0
+        thread.join(LOOPS_END_S)
+        while thread.is_alive():
+            waited_s += LOOPS_END_S
+            log.error("a loop has not ended within %g s: is the disk stuck? The lease is kept", waited_s)
+            thread.join(LOOPS_END_S)
 
     def _guarded(self, loop: Callable[[threading.Event], None]) -> None:
         try:

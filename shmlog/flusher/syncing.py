@@ -200,6 +200,11 @@ class Syncer:
         mark: first the watermark, so that nobody begins
         to read there, then a durable mark that says so, then the files."""
         control = self._control
+        trimmed, committed = control.bounds()
+        if before > committed:  # no caller asks for that (Log.trim): the word was overwritten
+            log.error("a trim of LSN %d is ignored: only %d is committed", before, committed)
+            self._native.compare_exchange(CB.WANTED_TRIMMED, before, trimmed)
+            return
         target = self._geometry.segment_begin(min(before, max(0, control.durable_lsn - 1)))
         if target > control.trimmed_lsn:
             self._native.store(CB.TRIMMED_LSN, target)

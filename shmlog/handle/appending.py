@@ -96,7 +96,10 @@ class Appending(_native.Writer):
         if reason == _native.SLOW_ROOM:
             self._wait_for_room(lsn, deadline)
         elif reason == _native.SLOW_MAP:
+            trimmed, committed = self._control.bounds()  # damaged: no segment is the tail's
             self._map_segment(lsn)
+            if lsn < committed and time.monotonic() >= deadline:
+                raise TimeoutError(f"the log went on past LSN {lsn} (trimmed {trimmed}): the append ran out")
         elif reason == _native.SLOW_DURABLE:
             if not self._waiting.until(DURABLE, lsn + 1, deadline):
                 raise TimeoutError(f"appended at LSN {lsn}, but not known to be durable: the wait ran out")
@@ -147,9 +150,21 @@ class Appending(_native.Writer):
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"
         text = f"no room up to LSN {end}: the limit is {limit}, committed {committed}, {why}"
+        pid = control.load(CB.FLUSHER_PID)
+        if _is_stopped(pid):
+            return f"{text}; the flusher (pid {pid}) is stopped"
         for number in range(self._participants.high):
             if any(claim.begin == committed for claim in self._participants.claims(number)):
                 who = self._participants.describe(number)
                 name = f"participant {number} (pid {who.pid}, {who.name})"
                 return f"{text}; {name} has not finished LSN {committed}"
         return f"{text}; is the flusher running?"
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether the process is suspended, as far as can be seen from here."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t")
+    except OSError:
+        return False

@@ -239,8 +239,7 @@ class Log(Appending, Reading):
     # --------------------------------------------------------------- reading
 
     def _bounds(self) -> tuple[int, int]:
-        block = self._attached().control
-        return block.trimmed_lsn, block.committed_lsn
+        return self._attached().control.bounds()
 
     def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
         """Yield records as they are committed, waiting for more at the end.

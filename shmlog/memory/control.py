@@ -16,6 +16,9 @@ Invariants
       participant and no flusher holds its byte.  So there is never a second one.
   C2  Geometry is known from the log's directory; what the block says of it is
       checked at attach and never read again.
+  C3  trimmed <= durable <= committed <= reserved <= committed + window, and none is above
+      LSN_MAX.  Whoever would follow a watermark into the files looks at this first:
+      where it does not hold somebody has overwritten the block.
 
 This module knows the words.  It may not know what is in the files.
 """
@@ -24,10 +27,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from shmlog import _native
 from shmlog.errors import AttachError, LogFailedError
-from shmlog.format.geometry import PARTICIPANT_COUNT
+from shmlog.format.geometry import LSN_MAX, PARTICIPANT_COUNT
 from shmlog.format.identity import Identity
 from shmlog.format.layout import CB, CONTROL_MAGIC, NO_LSN, SIGNATURE, STATE_FAILED, STATE_RUNNING
 from shmlog.memory import block
@@ -136,6 +140,10 @@ class ControlBlock:
     def limit_lsn(self) -> int:
         return self.native.load(CB.LIMIT_LSN)
 
+    def bounds(self) -> tuple[int, int]:
+        """(trimmed_lsn, committed_lsn); LogFailedError if the watermarks are out of order (C3)."""
+        return _ordered(self.native.load, self.identity.geometry.window_bytes)
+
     def step(self) -> tuple[int, int, int, int]:
         """The flusher's commit step: (committed, reserved, cleared, limit)."""
         with self._step_lock:
@@ -170,6 +178,22 @@ class ControlBlock:
         return LogFailedError(self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN))
 
 
+def _ordered(load: Callable[[int], int], window_bytes: int) -> tuple[int, int]:
+    """(trimmed_lsn, committed_lsn), or LogFailedError (C3).  All of them only rise, so each is
+    read before what bounds it."""
+    trimmed, durable, committed = load(CB.TRIMMED_LSN), load(CB.DURABLE_LSN), load(CB.COMMITTED_LSN)
+    reserved = load(CB.RESERVED_LSN)
+    end = load(CB.COMMITTED_LSN) + window_bytes
+    if not trimmed <= durable <= committed <= reserved <= min(end, LSN_MAX):
+        raise LogFailedError(
+            0,
+            min(durable, committed, reserved),
+            f"the control block is damaged: trimmed {trimmed}, durable {durable},"
+            f" committed {committed}, reserved {reserved}",
+        )
+    return trimmed, committed
+
+
 def _own_words(identity: Identity, boot_id: bytes, place: tuple[int, int]) -> dict[int, int]:
     """The words that say whose block it is, but for the magic."""
     geometry, words = identity.geometry, {}
@@ -195,16 +219,17 @@ def _name(word: int) -> str:
 class ControlView:
     """A control block mapped read-only: to look at its words, no more."""
 
-    def __init__(self, mapping: _native.Mapping) -> None:
+    def __init__(self, mapping: _native.Mapping, window_bytes: int) -> None:
         self._mapping = mapping
+        self._window_bytes = window_bytes
 
     def load(self, word: int) -> int:
         """The word (acquire, so that what is below a watermark is there)."""
         return self._mapping.load(word)
 
     def bounds(self) -> tuple[int, int]:
-        """(trimmed_lsn, committed_lsn)."""
-        return self.load(CB.TRIMMED_LSN), self.load(CB.COMMITTED_LSN)
+        """(trimmed_lsn, committed_lsn); LogFailedError if the watermarks are out of order (C3)."""
+        return _ordered(self.load, self._window_bytes)
 
 
 def look(identity: Identity, boot_id: bytes, place: tuple[int, int] | None) -> ControlView | None:
@@ -213,7 +238,7 @@ def look(identity: Identity, boot_id: bytes, place: tuple[int, int] | None) -> C
     mapping = block.map_readonly(identity.log_id, identity.geometry.control_bytes)
     if mapping is None:
         return None
-    view = ControlView(mapping)
+    view = ControlView(mapping, identity.geometry.window_bytes)
     expected = {CB.MAGIC: CONTROL_MAGIC, **_own_words(identity, boot_id, place or (0, 0))}
     if place is None:
         del expected[CB.PLACE_DEVICE], expected[CB.PLACE_INODE]

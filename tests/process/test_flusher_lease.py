@@ -1,0 +1,76 @@
+"""The lease is kept for as long as any thread of its holder may still store."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.processes import Child, Wire, assert_healthy, flusher_of, until
+
+import shmlog
+from shmlog.flusher import flusher as flusher_module
+from shmlog.flusher.syncing import Syncer
+from shmlog.session import sidecar
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def _flush_until_stuck(wire: Wire, path: Path) -> int:
+    """A flusher whose sync is stuck once the parent says so, until it says so again."""
+    real, stick = Syncer.sync, threading.Event()
+
+    def sync(self: Syncer, target: int) -> None:
+        if stick.is_set():
+            stick.clear()
+            wire.say("stuck")
+            wire.hear()
+        real(self, target)
+
+    def listen() -> None:
+        wire.hear()
+        stick.set()
+        wire.say("will be stuck")
+
+    Syncer.sync = sync  # type: ignore[method-assign]
+    flusher_module.LOOPS_END_S = 0.1
+    threading.Thread(target=listen).start()
+    return sidecar.run(str(path), 1000.0, 0o600, False)
+
+
+def test_a_flusher_whose_sync_is_stuck_keeps_its_lease_until_the_sync_ends(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, flusher="external", timeout=10) as log:
+        with Child(_flush_until_stuck, log_path) as first:
+            log.append(b"durable", durable=True)
+            first.say("stick")
+            assert first.hear() == "will be stuck"
+            lsn = log.append(b"in a sync that takes long")
+            with pytest.raises(TimeoutError):
+                log.wait_durable(lsn, 0.05)
+            assert first.hear() == "stuck"
+            before = log.durable_lsn
+            first.signal(signal.SIGTERM)
+            told = log_path / "flusher.log"
+            until(lambda: "a loop has not ended" in told.read_text(), "it has noticed")
+
+            command = [sys.executable, "-m", "shmlog", "flush", str(log_path)]
+            second = subprocess.Popen(command, stderr=subprocess.PIPE)
+            try:
+                _, text = second.communicate(timeout=10)
+            finally:
+                second.kill()
+                second.wait()
+            assert second.returncode == 1 and b"has a flusher already" in text
+            assert log.statistics().flushers == 1 and log.durable_lsn == before
+
+            first.say("go on")
+            assert first.result() == 0
+        assert log.durable_lsn > lsn, "the first one has settled"
+        with flusher_of(log_path) as third:
+            assert_healthy(log)
+            log.close()
+            third.send_signal(signal.SIGTERM)
+            assert third.wait(30) == 0

@@ -1,0 +1,78 @@
+"""One wrong word in the control block of a live log: no call hangs, and nothing durable is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from support.processes import SEGMENT_BYTES, Child, Wire, block_path, flusher_pids, is_alive, until
+
+import shmlog
+from shmlog.format.layout import CB
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+COUNT = 70
+"""Records of 1000 bytes: they fill one segment and some of the next."""
+WORDS = sorted(name for name in vars(CB) if name != "HEADER_BYTES")
+VALUES = {"zero": 0, "all ones": 2**64 - 1, "2**62": 1 << 62, "two segments more": None}
+KILLS = ("RESERVED_LSN",)
+"""Words that the core follows without bounds."""
+
+
+def _scribble(path: Path, word: str, value: int | None) -> None:
+    fd = os.open(block_path(path), os.O_RDWR)
+    try:
+        (old,) = struct.unpack("<Q", os.pread(fd, 8, vars(CB)[word]))
+        new = old + 2 * SEGMENT_BYTES if value is None else value
+        os.pwrite(fd, struct.pack("<Q", new % 2**64), vars(CB)[word])
+    finally:
+        os.close(fd)
+
+
+def _use(wire: Wire, path: Path, word: str, value: int | None) -> None:
+    log = shmlog.open(path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES, timeout=1)
+    for n in range(COUNT):
+        log.append(b"%1000d" % n)
+    log.wait_durable()
+    _scribble(path, word, value)
+    ends = (shmlog.ShmlogError, TimeoutError, OSError, ValueError)
+    calls = (
+        lambda: log.append(b"x" * 100, timeout=0.3),
+        lambda: sum(1 for _ in log.read()),
+        lambda: log.wait_durable(timeout=0.3),
+        lambda: log.append(b"x" * 100, timeout=0.3, durable=True),
+        lambda: sum(len(batch) for batch in log.read_batches()),
+        log.close,
+    )
+    for call in calls:
+        with contextlib.suppress(*ends):
+            call()
+        wire.say("ended")
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("word", WORDS)
+def test_a_scribbled_word_ends_every_call_and_costs_no_durable_record(
+    log_path: Path, word: str, value: str, request: pytest.FixtureRequest
+) -> None:
+    if word in KILLS:
+        request.applymarker(pytest.mark.xfail(strict=False, reason="the core follows the word unchecked"))
+    try:
+        with Child(_use, log_path, word, VALUES[value]) as child:
+            for _ in range(6):
+                assert child.hear(timeout=10) == "ended"
+            child.result(timeout=10)
+    finally:
+        for pid in flusher_pids(log_path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+            until(lambda: not is_alive(pid), "the flusher has ended")  # noqa: B023
+    block_path(log_path).unlink(missing_ok=True)
+    with shmlog.open(log_path, timeout=5) as log:
+        own = [bytes(record.data) for record in log.read()]
+        assert own[:COUNT] == [b"%1000d" % n for n in range(COUNT)]
+        log.append(b"and on", durable=True)
