@@ -9,6 +9,7 @@ This module puts the parts together.  It may not know how any of them works.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import threading
@@ -20,7 +21,7 @@ from shmlog import _native
 from shmlog.disk import directory
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery
-from shmlog.errors import ClosedError
+from shmlog.errors import AttachError, ClosedError
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import ROLE_HANDLE
 from shmlog.handle.appending import Appending
@@ -51,8 +52,7 @@ class Log(Appending, Reading):
         self._sync_interval = sync_interval
         self._mode = mode
         self._closed = False
-        self._close_lock = threading.Lock()
-        self._stale_lock = threading.Lock()
+        self._make_locks()
         self._reader = Reader(where)
         self.recovery: Recovery | None = None
         """what recovery found, if this handle was the one to recover the log"""
@@ -61,14 +61,32 @@ class Log(Appending, Reading):
 
     # ------------------------------------------------------------ life cycle
 
+    def _make_locks(self) -> None:
+        """Re-entrant ones: a finalizer or a signal handler may use the handle while its thread
+        holds one of them.  The words beside them say that it does."""
+        self._close_lock = threading.RLock()
+        self._closing = False
+        self._stale_lock = threading.RLock()
+        self._joining = False
+
+    @contextlib.contextmanager
+    def _holding(self, lock: threading.RLock) -> Iterator[None]:
+        """Hold a lock, or TimeoutError: what its holder runs, a handler perhaps, may wait for us."""
+        if not lock.acquire(timeout=self._timeout):
+            raise TimeoutError(f"another thread has been opening or closing {self.path} for too long")
+        try:
+            yield
+        finally:
+            lock.release()
+
     def _join(self) -> None:
         deadline = deadline_after(self._timeout)
         joined = attach(self._directory, self._mode, ROLE_HANDLE, deadline, when_full=self._start_flusher)
         self._joined: Attachment = joined
-        self._generation = _native.fork_generation()
         self.recovery = joined.recovery
         waiting = Waiting(joined.control, joined.number, self._ensure_flusher)
         self._bind(joined.control, joined.participants, joined.number, waiting)
+        self._generation = _native.fork_generation()  # last: whoever interrupts this finds it not done
         try:
             self._ensure_flusher()
         except BaseException:
@@ -83,26 +101,32 @@ class Log(Appending, Reading):
         if self._closed:
             raise ClosedError(f"the log {self.path} has been closed")
         if self._generation != _native.fork_generation():
-            with self._stale_lock:
-                self._rejoin()
+            self._rejoin()
             return
         if self._joined.control.native.faulted:
             raise self._joined.control.failure()
-        with self._stale_lock:
+        with self._holding(self._stale_lock):
             if self._closed:  # meanwhile: the slot is another's, or soon will be
                 raise ClosedError(f"the log {self.path} has been closed")
             self._renew()
 
     def _rejoin(self) -> None:
-        """In a forked child: become a participant of its own."""
-        if self._generation == _native.fork_generation():
-            return
-        self._join()
+        """In a forked child: become a participant of its own.  AttachError for a signal handler or a
+        finalizer that interrupts this: what it needs is what it keeps from being done."""
+        with self._holding(self._stale_lock):
+            if self._generation == _native.fork_generation():
+                return
+            if self._joining:
+                raise AttachError(f"{self.path} is being joined by the thread that was interrupted")
+            self._joining = True
+            try:
+                self._join()
+            finally:
+                self._joining = False
 
     def _after_fork(self) -> None:
         """In the child: locks that another thread of the parent may have held."""
-        self._close_lock = threading.Lock()
-        self._stale_lock = threading.Lock()
+        self._make_locks()
         self._reader = Reader(self._directory)
 
     def _attached(self) -> Attachment:
@@ -110,8 +134,7 @@ class Log(Appending, Reading):
         if self._closed:
             raise ClosedError(f"the log {self.path} has been closed")
         if self._generation != _native.fork_generation():
-            with self._stale_lock:
-                self._rejoin()
+            self._rejoin()
         return self._joined
 
     def _ensure_flusher(self) -> None:
@@ -134,28 +157,35 @@ class Log(Appending, Reading):
             self._closed = True  # the parent's participant is not ours to close
             self._seal()
             return
-        with self._close_lock:
-            if self._closed:
+        with self._holding(self._close_lock):
+            if self._closed or self._closing:  # by a thread before us, or by the one we interrupt
                 return
-            deadline = deadline_after(self._timeout)
-            with self._stale_lock:
-                self._closed = True  # first: whoever finds the handle sealed must not renew it
-            self._waiting.close()
+            self._closing = True
             try:
-                self._seal_until(deadline)
-            except BaseException:
-                self._closed = False
-                self._waiting.reopen()
-                self._renew()
-                raise
-            joined = self._joined
-            self._reader.close()
-            joined.detach()
-            try:
-                if self._flusher_mode == "auto" and not joined.participants.any_handle():
-                    see_off(joined, deadline, self._ensure_flusher)
+                self._close()
             finally:
-                joined.lock.close()
+                self._closing = False
+
+    def _close(self) -> None:
+        deadline = deadline_after(self._timeout)
+        with self._holding(self._stale_lock):
+            self._closed = True  # first: whoever finds the handle sealed must not renew it
+        self._waiting.close()
+        try:
+            self._seal_until(deadline)
+        except BaseException:
+            self._closed = False
+            self._waiting.reopen()
+            self._renew()
+            raise
+        joined = self._joined
+        self._reader.close()
+        joined.detach()
+        try:
+            if self._flusher_mode == "auto" and not joined.participants.any_handle():
+                see_off(joined, deadline, self._ensure_flusher)
+        finally:
+            joined.lock.close()
 
     def __enter__(self) -> Log:
         return self
