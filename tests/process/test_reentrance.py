@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,28 @@ def test_a_close_and_an_append_that_interrupt_a_close_return_at_once(log_path: P
     shmlog.open(log_path, create=True).close()
     with Child(use) as child:
         assert child.result() == ["closed"]
+
+
+def test_a_fork_while_another_thread_maps_a_segment_leaves_the_child_able_to_read(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        append_some(log, 0, 300)
+        log.wait_committed()
+        with shmlog.open_readonly(log_path) as reader:
+            inside, go_on = threading.Event(), threading.Event()
+
+            def wait() -> None:
+                inside.set()
+                go_on.wait(30)
+
+            _interrupt(monkeypatch, segments, "map_segment", wait)
+            thread = threading.Thread(target=lambda: list(reader.read()))
+            thread.start()
+            try:
+                assert inside.wait(30)
+                with Child(lambda wire: sum(1 for _ in reader.read())) as child:
+                    assert child.result(10) == 300
+            finally:
+                go_on.set()
+                thread.join()
