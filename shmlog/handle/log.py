@@ -149,9 +149,13 @@ class Log(Appending, Reading):
     def close(self) -> None:
         """Close the handle; views stay valid.  Idempotent.
 
-        Waits for this handle's appends in flight (TimeoutError if a reservation stays
-        open). The last handle of a log with flusher="auto" also waits, at most the
-        handle's timeout, until everything is durable and the control block is gone.
+        Waits for this handle's appends in flight (TimeoutError if a reservation stays open;
+        the handle is still open then). The last handle of a log also waits until
+        everything is durable and, unless its flusher is one that stays, the control block
+        is gone. If the handle's timeout runs out before everything is durable: TimeoutError
+        that says from which LSN on, and the handle is closed all the same. Does not wait
+        where nothing can be made durable: of a failed log, and with flusher="external" if
+        no flusher runs, which is logged as a warning.
         """
         if self._generation != _native.fork_generation():
             self._closed = True  # the parent's participant is not ours to close
@@ -182,8 +186,7 @@ class Log(Appending, Reading):
         self._reader.close()
         joined.detach()
         try:
-            if self._flusher_mode == "auto" and not joined.participants.any_handle():
-                see_off(joined, deadline, self._ensure_flusher)
+            see_off(joined, deadline, self._ensure_flusher if self._flusher_mode == "auto" else None)
         finally:
             joined.lock.close()
 
