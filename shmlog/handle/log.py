@@ -9,12 +9,11 @@ This module puts the parts together.  It may not know how any of them works.
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import os
-import threading
 import weakref
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, Literal
 
 from shmlog import _native
@@ -27,6 +26,9 @@ from shmlog.format.layout import ROLE_HANDLE
 from shmlog.handle.appending import Appending
 from shmlog.handle.cursor import Cursor
 from shmlog.handle.reading import Reading
+from shmlog.handle.strays import give_up
+from shmlog.handle.turns import Turns
+from shmlog.memory.participants import Claim
 from shmlog.memory.statistics import Statistics, gather
 from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting
 from shmlog.records.batch import Record
@@ -62,22 +64,8 @@ class Log(Appending, Reading):
     # ------------------------------------------------------------ life cycle
 
     def _make_locks(self) -> None:
-        """Re-entrant ones: a finalizer or a signal handler may use the handle while its thread
-        holds one of them.  The words beside them say that it does."""
-        self._close_lock = threading.RLock()
-        self._closing = False
-        self._stale_lock = threading.RLock()
-        self._joining = False
-
-    @contextlib.contextmanager
-    def _holding(self, lock: threading.RLock) -> Iterator[None]:
-        """Hold a lock, or TimeoutError: what its holder runs, a handler perhaps, may wait for us."""
-        if not lock.acquire(timeout=self._timeout):
-            raise TimeoutError(f"another thread has been opening or closing {self.path} for too long")
-        try:
-            yield
-        finally:
-            lock.release()
+        self._closing = Turns(f"closing {self.path}", self._timeout)
+        self._joining = Turns(f"joining {self.path}", self._timeout)
 
     def _join(self) -> None:
         deadline = deadline_after(self._timeout)
@@ -105,7 +93,7 @@ class Log(Appending, Reading):
             return
         if self._joined.control.native.faulted:
             raise self._joined.control.failure()
-        with self._holding(self._stale_lock):
+        with self._joining.turn():
             if self._closed:  # meanwhile: the slot is another's, or soon will be
                 raise ClosedError(f"the log {self.path} has been closed")
             self._renew()
@@ -113,16 +101,12 @@ class Log(Appending, Reading):
     def _rejoin(self) -> None:
         """In a forked child: become a participant of its own.  AttachError for a signal handler or a
         finalizer that interrupts this: what it needs is what it keeps from being done."""
-        with self._holding(self._stale_lock):
+        with self._joining.turn() as nested:
             if self._generation == _native.fork_generation():
                 return
-            if self._joining:
+            if nested:
                 raise AttachError(f"{self.path} is being joined by the thread that was interrupted")
-            self._joining = True
-            try:
-                self._join()
-            finally:
-                self._joining = False
+            self._join()
 
     def _after_fork(self) -> None:
         """In the child: locks that another thread of the parent may have held."""
@@ -161,18 +145,13 @@ class Log(Appending, Reading):
             self._closed = True  # the parent's participant is not ours to close
             self._seal()
             return
-        with self._holding(self._close_lock):
-            if self._closed or self._closing:  # by a thread before us, or by the one we interrupt
-                return
-            self._closing = True
-            try:
+        with self._closing.turn() as nested:
+            if not (nested or self._closed):  # by the close() that we interrupt, or one before us
                 self._close()
-            finally:
-                self._closing = False
 
     def _close(self) -> None:
         deadline = deadline_after(self._timeout)
-        with self._holding(self._stale_lock):
+        with self._joining.turn():
             self._closed = True  # first: whoever finds the handle sealed must not renew it
         self._waiting.close()
         try:
@@ -193,8 +172,28 @@ class Log(Appending, Reading):
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """close(); an exception first gives up the reservations that it has left open, and
+        what close() then raises is a note on it."""
+        if error is None:
+            self.close()
+            return
+        if self._held():
+            others = [claim for log in list(_logs) if log is not self for claim in log._held()]
+            give_up(trace, self._held, others)
+        try:
+            self.close()
+        except Exception as second:
+            error.add_note(f"and closing {self.path}: {type(second).__name__}: {second}")
+
+    def _held(self) -> list[Claim]:
+        """The claims of this handle in this process."""
+        if self._closed or self._generation != _native.fork_generation():
+            return []
+        joined = self._joined
+        return [claim for claim in joined.participants.claims(joined.number) if claim.held]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._flusher_mode, self._sync_interval, self._mode, self._timeout)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +117,7 @@ def test_a_staying_flusher_that_dies_during_an_auto_close_is_replaced(log_path: 
 
     def use(wire: Wire) -> None:
         log = shmlog.open(log_path)
+        log.append(b"x", durable=True)  # there is room from now on
         wire.say("open")
         wire.hear()
         log.append(b"y")
@@ -133,4 +135,82 @@ def test_a_staying_flusher_that_dies_during_an_auto_close_is_replaced(log_path: 
     with shmlog.open_readonly(log_path) as reader:
         assert not reader.live
         assert reader.recovery is not None and reader.recovery.case.value == "clean"
-        assert [bytes(record.data) for record in reader.read()] == [b"y"]
+        assert [bytes(record.data) for record in reader.read()] == [b"x", b"y"]
+
+
+def _in_a_variable(log: shmlog.Log) -> object:
+    return log.reserve(100)
+
+
+def _in_a_list(log: shmlog.Log) -> object:
+    return [log.reserve(100), {"another": log.reserve(100)}]
+
+
+def _behind_a_view(log: shmlog.Log) -> object:
+    return log.reserve(100).buffer[10:20]
+
+
+def _behind_an_array(log: shmlog.Log) -> object:
+    return log.reserve(96).array("<u4", (4, 6))[1]
+
+
+@pytest.mark.parametrize("keep", [_in_a_variable, _in_a_list, _behind_a_view, _behind_an_array])
+def test_an_exception_gives_up_the_reservations_it_leaves_open_and_goes_through(
+    log_path: Path, keep: Callable[[shmlog.Log], object]
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(KeyError) as caught, shmlog.open(log_path, create=True, timeout=30) as log:
+        log.append(b"before")
+        kept = keep(log)
+        log.append(b"behind")
+        raise KeyError("the real error")
+    assert time.monotonic() - began < 25
+    assert kept is not None
+    assert not hasattr(caught.value, "__notes__")
+    with shmlog.open_readonly(log_path) as reader:
+        assert reader.recovery is not None and reader.recovery.case.value == "clean"
+        assert [bytes(record.data) for record in reader.read()] == [b"before", b"behind"]
+
+
+def test_an_exception_leaves_another_logs_reservation_open(log_path: Path, tmp_path: Path) -> None:
+    with shmlog.open(tmp_path / "outer", create=True) as outer:
+        reservation = outer.reserve(4)
+        reservation.buffer[:] = b"kept"
+        with pytest.raises(KeyError), shmlog.open(log_path, create=True) as log:
+            log.append(b"x" * 1000)
+            given_up = log.reserve(4)
+            raise KeyError(reservation.lsn)
+        with pytest.raises(ValueError, match="aborted"):
+            given_up.publish()
+        reservation.publish()
+        outer.wait_committed()
+        assert [bytes(record.data) for record in outer.read()] == [b"kept"]
+
+
+def test_an_exception_lets_be_what_another_thread_is_about_to_publish(log_path: Path) -> None:
+    reserved, publish = threading.Event(), threading.Event()
+
+    class Worker(threading.Thread):
+        def run(self) -> None:
+            self.reservation = log.reserve(4, timeout=30)
+            self.reservation.buffer[:] = b"kept"
+            reserved.set()
+            publish.wait(DEADLINE_S)
+            self.reservation.publish()
+
+    log = shmlog.open(log_path, create=True, timeout=0.2)
+    worker = Worker()
+    worker.start()
+    try:
+        assert reserved.wait(DEADLINE_S)
+        with pytest.raises(KeyError) as caught, log:
+            raise KeyError("the real error")
+        assert "1 appends or reservations" in caught.value.__notes__[0]
+        with pytest.raises(TimeoutError, match="1 appends or reservations"):
+            log.close()
+    finally:
+        publish.set()
+        worker.join()
+    log.wait_durable(timeout=30)
+    assert [bytes(record.data) for record in log.read()] == [b"kept"]
+    log.close()
