@@ -6,8 +6,8 @@ not know who writes or reads them.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from collections import OrderedDict
 
 from shmlog import _native
@@ -68,27 +68,29 @@ def map_segment(directory: Directory, lsn: int, writable: bool) -> _native.Mappi
 
 
 class MappingCache:
-    """Read-only mappings by segment, the latest few; views keep theirs alive longer."""
+    """Read-only mappings by segment, the latest few; views keep theirs alive longer.
+
+    Threads, finalizers, signal handlers and forked children may come in at any point, so there
+    is no lock.  Each step on the mappings runs no Python code, and is thus whole under the
+    GIL; between two steps others may have been here, at worst a segment is mapped twice."""
 
     def __init__(self, directory: Directory, capacity: int = 8) -> None:
         self._directory = directory
         self._capacity = capacity
-        self._lock = threading.Lock()
         self._mappings: OrderedDict[int, _native.Mapping] = OrderedDict()
 
     def get(self, lsn: int) -> _native.Mapping:
         number = self._directory.identity.geometry.segment_no(lsn)
-        with self._lock:
-            mapping = self._mappings.get(number)
-            if mapping is None:
-                mapping = map_segment(self._directory, lsn, writable=False)
-                self._mappings[number] = mapping
-                if len(self._mappings) > self._capacity:
+        mapping = self._mappings.get(number)
+        if mapping is None:
+            mapping = self._mappings[number] = map_segment(self._directory, lsn, writable=False)
+            while len(self._mappings) > self._capacity:
+                with contextlib.suppress(KeyError):  # cleared by now
                     self._mappings.popitem(last=False)
-            else:
+        else:
+            with contextlib.suppress(KeyError):  # pushed out by now
                 self._mappings.move_to_end(number)
-            return mapping
+        return mapping
 
     def clear(self) -> None:
-        with self._lock:
-            self._mappings.clear()
+        self._mappings.clear()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -41,14 +40,12 @@ class Appending(_native.Writer):
         self._directory = directory
         self._timeout = timeout
         self._on_stale = on_stale
-        self._map_lock = threading.Lock()
 
     def _bind(self, control: ControlBlock, participants: Participants, number: int, waiting: Waiting) -> None:
         """Write as participant `number` from now on."""
         self._control = control
         self._participants = participants
         self._waiting = waiting
-        self._map_lock = threading.Lock()
         self._attach(control.native, number)
 
     def _seal_until(self, deadline: float) -> None:
@@ -120,15 +117,18 @@ class Appending(_native.Writer):
         return deadline
 
     def _map_segment(self, lsn: int) -> None:
-        with self._map_lock:
-            self._drop_below(self._control.committed_lsn)
-            try:
-                mapping = map_segment(self._directory, lsn, writable=True)
-            except FileNotFoundError:
-                if lsn < self._control.trimmed_lsn:
-                    return  # the log went on without us, and the tail is elsewhere
-                raise
-            self._map(self._directory.identity.geometry.segment_no(lsn), mapping)
+        """Map the segment that holds lsn.  No lock is held: a finalizer or a signal handler may run
+        anywhere in here, and append.  Threads that come here at once map the segment once each;
+        _drop_below and _map run no Python code, so they take turns under the GIL, and of mappings
+        of one segment the first stays (A4: others copy through it)."""
+        self._drop_below(self._control.committed_lsn)
+        try:
+            mapping = map_segment(self._directory, lsn, writable=True)
+        except FileNotFoundError:
+            if lsn < self._control.trimmed_lsn:
+                return  # the log went on without us, and the tail is elsewhere
+            raise
+        self._map(self._directory.identity.geometry.segment_no(lsn), mapping)
 
     def _wait_for_room(self, end: int, deadline: float) -> None:
         control = self._control

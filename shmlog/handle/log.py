@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 import weakref
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, Literal
 
 from shmlog import _native
 from shmlog.disk import directory
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery
-from shmlog.errors import ClosedError
+from shmlog.errors import AttachError, ClosedError
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import ROLE_HANDLE
 from shmlog.handle.appending import Appending
 from shmlog.handle.cursor import Cursor
 from shmlog.handle.reading import Reading
+from shmlog.handle.strays import give_up
+from shmlog.handle.turns import Turns
+from shmlog.memory.participants import Claim
 from shmlog.memory.statistics import Statistics, gather
 from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting
 from shmlog.records.batch import Record
@@ -51,8 +54,7 @@ class Log(Appending, Reading):
         self._sync_interval = sync_interval
         self._mode = mode
         self._closed = False
-        self._close_lock = threading.Lock()
-        self._stale_lock = threading.Lock()
+        self._make_locks()
         self._reader = Reader(where)
         self.recovery: Recovery | None = None
         """what recovery found, if this handle was the one to recover the log"""
@@ -61,14 +63,18 @@ class Log(Appending, Reading):
 
     # ------------------------------------------------------------ life cycle
 
+    def _make_locks(self) -> None:
+        self._closing = Turns(f"closing {self.path}", self._timeout)
+        self._joining = Turns(f"joining {self.path}", self._timeout)
+
     def _join(self) -> None:
         deadline = deadline_after(self._timeout)
         joined = attach(self._directory, self._mode, ROLE_HANDLE, deadline, when_full=self._start_flusher)
         self._joined: Attachment = joined
-        self._generation = _native.fork_generation()
         self.recovery = joined.recovery
         waiting = Waiting(joined.control, joined.number, self._ensure_flusher)
         self._bind(joined.control, joined.participants, joined.number, waiting)
+        self._generation = _native.fork_generation()  # last: whoever interrupts this finds it not done
         try:
             self._ensure_flusher()
         except BaseException:
@@ -83,26 +89,28 @@ class Log(Appending, Reading):
         if self._closed:
             raise ClosedError(f"the log {self.path} has been closed")
         if self._generation != _native.fork_generation():
-            with self._stale_lock:
-                self._rejoin()
+            self._rejoin()
             return
         if self._joined.control.native.faulted:
             raise self._joined.control.failure()
-        with self._stale_lock:
+        with self._joining.turn():
             if self._closed:  # meanwhile: the slot is another's, or soon will be
                 raise ClosedError(f"the log {self.path} has been closed")
             self._renew()
 
     def _rejoin(self) -> None:
-        """In a forked child: become a participant of its own."""
-        if self._generation == _native.fork_generation():
-            return
-        self._join()
+        """In a forked child: become a participant of its own.  AttachError for a signal handler or a
+        finalizer that interrupts this: what it needs is what it keeps from being done."""
+        with self._joining.turn() as nested:
+            if self._generation == _native.fork_generation():
+                return
+            if nested:
+                raise AttachError(f"{self.path} is being joined by the thread that was interrupted")
+            self._join()
 
     def _after_fork(self) -> None:
         """In the child: locks that another thread of the parent may have held."""
-        self._close_lock = threading.Lock()
-        self._stale_lock = threading.Lock()
+        self._make_locks()
         self._reader = Reader(self._directory)
 
     def _attached(self) -> Attachment:
@@ -110,8 +118,7 @@ class Log(Appending, Reading):
         if self._closed:
             raise ClosedError(f"the log {self.path} has been closed")
         if self._generation != _native.fork_generation():
-            with self._stale_lock:
-                self._rejoin()
+            self._rejoin()
         return self._joined
 
     def _ensure_flusher(self) -> None:
@@ -126,42 +133,67 @@ class Log(Appending, Reading):
     def close(self) -> None:
         """Close the handle; views stay valid.  Idempotent.
 
-        Waits for this handle's appends in flight (TimeoutError if a reservation stays
-        open). The last handle of a log with flusher="auto" also waits, at most the
-        handle's timeout, until everything is durable and the control block is gone.
+        Waits for this handle's appends in flight (TimeoutError if a reservation stays open;
+        the handle is still open then). The last handle of a log also waits until
+        everything is durable and, unless its flusher is one that stays, the control block
+        is gone. If the handle's timeout runs out before everything is durable: TimeoutError
+        that says from which LSN on, and the handle is closed all the same. Does not wait
+        where nothing can be made durable: of a failed log, and with flusher="external" if
+        no flusher runs, which is logged as a warning.
         """
         if self._generation != _native.fork_generation():
             self._closed = True  # the parent's participant is not ours to close
             self._seal()
             return
-        with self._close_lock:
-            if self._closed:
-                return
-            deadline = deadline_after(self._timeout)
-            with self._stale_lock:
-                self._closed = True  # first: whoever finds the handle sealed must not renew it
-            self._waiting.close()
-            try:
-                self._seal_until(deadline)
-            except BaseException:
-                self._closed = False
-                self._waiting.reopen()
-                self._renew()
-                raise
-            joined = self._joined
-            self._reader.close()
-            joined.detach()
-            try:
-                if self._flusher_mode == "auto" and not joined.participants.any_handle():
-                    see_off(joined, deadline, self._ensure_flusher)
-            finally:
-                joined.lock.close()
+        with self._closing.turn() as nested:
+            if not (nested or self._closed):  # by the close() that we interrupt, or one before us
+                self._close()
+
+    def _close(self) -> None:
+        deadline = deadline_after(self._timeout)
+        with self._joining.turn():
+            self._closed = True  # first: whoever finds the handle sealed must not renew it
+        self._waiting.close()
+        try:
+            self._seal_until(deadline)
+        except BaseException:
+            self._closed = False
+            self._waiting.reopen()
+            self._renew()
+            raise
+        joined = self._joined
+        self._reader.close()
+        joined.detach()
+        try:
+            see_off(joined, deadline, self._ensure_flusher if self._flusher_mode == "auto" else None)
+        finally:
+            joined.lock.close()
 
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """close(); an exception first gives up the reservations that it has left open, and
+        what close() then raises is a note on it."""
+        if error is None:
+            self.close()
+            return
+        if self._held():
+            others = [claim for log in list(_logs) if log is not self for claim in log._held()]
+            give_up(trace, self._held, others)
+        try:
+            self.close()
+        except Exception as second:
+            error.add_note(f"and closing {self.path}: {type(second).__name__}: {second}")
+
+    def _held(self) -> list[Claim]:
+        """The claims of this handle in this process."""
+        if self._closed or self._generation != _native.fork_generation():
+            return []
+        joined = self._joined
+        return [claim for claim in joined.participants.claims(joined.number) if claim.held]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._flusher_mode, self._sync_interval, self._mode, self._timeout)

@@ -10,6 +10,9 @@
     free lease and set-up byte, block    3  the block's name, the bells' before it
     still there: it died, start another  4  the set-up byte
 
+A flusher that stays, or that somebody else is to start, is not waited for: only until
+durable_lsn has reached what was reserved.
+
 Why the lease first: who joins next must not believe in a flusher that is leaving.  Why the
 block before the set-up byte: who joins next would find one that nobody serves.  Why
 the lease before the block: close() returns once the block is gone, and another
@@ -24,10 +27,12 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from shmlog.format.layout import CB, PT, ROLE_HANDLE, ROLE_SIDECAR, SLOT_USED
 from shmlog.memory import block
+from shmlog.memory.participants import slot_offset
 from shmlog.session.attachment import Attachment, somebody_lives
 from shmlog.system.deadlines import deadline_after, poll
-from shmlog.system.locks import LEASE_BYTE, SETUP_BYTE, LockFile, take_setup
+from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile, take_setup
 
 if TYPE_CHECKING:
     from shmlog.flusher.flusher import Flusher
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 SETUP_S = 30.0
 
 log = logging.getLogger("shmlog.flusher")
+handles_log = logging.getLogger("shmlog")
 
 
 def leave(flusher: Flusher, joined: Attachment, lock: LockFile) -> bool:
@@ -72,17 +78,52 @@ def leave_unserved(joined: Attachment) -> None:
         lock.unlock(SETUP_BYTE)
 
 
-def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], None]) -> None:
-    """The last handle's part, after it has detached: wait until the block is gone."""
-    log_id, lock = joined.directory.identity.log_id, joined.lock
+def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], None] | None) -> None:
+    """The last handle's part, after it has detached: wait until all that was reserved is durable
+    and, unless the flusher is one that stays, the block is gone.
 
-    def gone() -> bool:
-        if not block.exists(log_id) or joined.participants.any_handle():
+    start_flusher: None if that is left to others; then the block may outlast the handle, and
+    without a flusher nothing is waited for.  Another handle that lives ends the wait: it will
+    be the last.  Nothing is raised of a failed log: who appended has been told, or asks next
+    time.  TimeoutError if the deadline comes while something is not known to be durable."""
+    log_id, lock, control = joined.directory.identity.log_id, joined.lock, joined.control
+    reserved = control.reserved_lsn
+
+    def served() -> bool:  # a flusher runs, or is coming or going
+        return lock.locked(LEASE_BYTE) or lock.locked(SETUP_BYTE)
+
+    def over() -> bool:
+        if not block.exists(log_id) or _alive_as(joined, ROLE_HANDLE):
+            return True
+        stays = start_flusher is None or _alive_as(joined, ROLE_SIDECAR)
+        if stays and (control.failed or control.durable_lsn >= reserved):
             return True
         # seen in this order, only a dead flusher leaves a block behind
-        if not lock.locked(LEASE_BYTE) and not lock.locked(SETUP_BYTE) and block.exists(log_id):
+        if not served() and block.exists(log_id):
+            if start_flusher is None:
+                return True
             start_flusher()
-        joined.control.commit_bell.ring()
+        control.commit_bell.ring()
+        control.native.raise_to(CB.WANTED_DURABLE, reserved)
+        control.sync_bell.ring()
         return False
 
-    poll(gone, deadline, pause_max_s=0.01)
+    in_time = poll(over, deadline, pause_max_s=0.01)
+    durable = control.durable_lsn
+    if durable >= reserved or control.failed or _alive_as(joined, ROLE_HANDLE):
+        return
+    remains = f"{joined.directory.path}: what was appended from LSN {durable} on is not known to be durable"
+    if not in_time:
+        raise TimeoutError(f"{remains}; the handle is closed all the same")
+    handles_log.warning("%s: the last handle is closed and no flusher runs; the next one sees to it", remains)
+
+
+def _alive_as(joined: Attachment, role: int) -> bool:
+    """Whether any other participant of this role lives."""
+    load, lock = joined.control.load, joined.lock
+    return any(
+        load(slot_offset(number, PT.STATE)) == SLOT_USED
+        and load(slot_offset(number, PT.ROLE)) == role
+        and lock.locked(FIRST_PARTICIPANT_BYTE + number)
+        for number in range(joined.participants.high)
+    )
