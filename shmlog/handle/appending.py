@@ -25,6 +25,7 @@ from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 from shmlog.memory.waiting import DURABLE, ROOM, Waiting
 from shmlog.system.deadlines import check_timeout, poll
+from shmlog.system.processes import describe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,21 +151,12 @@ class Appending(_native.Writer):
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"
         text = f"no room up to LSN {end}: the limit is {limit}, committed {committed}, {why}"
-        pid = control.load(CB.FLUSHER_PID)
-        if _is_stopped(pid):
-            return f"{text}; the flusher (pid {pid}) is stopped"
+        flusher = describe(control.load(CB.FLUSHER_PID))
+        if flusher.endswith("stopped"):
+            return f"{text}; the flusher is {flusher}"
         for number in range(self._participants.high):
             if any(claim.begin == committed for claim in self._participants.claims(number)):
                 who = self._participants.describe(number)
                 name = f"participant {number} (pid {who.pid}, {who.name})"
                 return f"{text}; {name} has not finished LSN {committed}"
         return f"{text}; is the flusher running?"
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether the process is suspended, as far as can be seen from here."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t")
-    except OSError:
-        return False

@@ -26,9 +26,7 @@ from shmlog.format.layout import ROLE_HANDLE
 from shmlog.handle.appending import Appending
 from shmlog.handle.cursor import Cursor
 from shmlog.handle.reading import Reading
-from shmlog.handle.strays import give_up
 from shmlog.handle.turns import Turns
-from shmlog.memory.participants import Claim
 from shmlog.memory.statistics import Statistics, gather
 from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting
 from shmlog.records.batch import Record
@@ -175,25 +173,17 @@ class Log(Appending, Reading):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """close(); an exception first gives up the reservations that it has left open, and
-        what close() then raises is a note on it."""
+        """close(); an exception first gives up the reservations that this thread has left open,
+        and what close() then raises is a note on it."""
         if error is None:
             self.close()
             return
-        if self._held():
-            others = [claim for log in list(_logs) if log is not self for claim in log._held()]
-            give_up(trace, self._held, others)
+        if not self._closed and self._generation == _native.fork_generation():
+            self._abandon_own()
         try:
             self.close()
         except Exception as second:
             error.add_note(f"and closing {self.path}: {type(second).__name__}: {second}")
-
-    def _held(self) -> list[Claim]:
-        """The claims of this handle in this process."""
-        if self._closed or self._generation != _native.fork_generation():
-            return []
-        joined = self._joined
-        return [claim for claim in joined.participants.claims(joined.number) if claim.held]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._flusher_mode, self._sync_interval, self._mode, self._timeout)

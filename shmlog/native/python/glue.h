@@ -88,6 +88,8 @@ typedef struct {
     PyObject **mappings;         /* keeps w.segments[i].frames alive */
     PyObject *_Atomic new_array; /* numpy.empty, imported at the first batch */
     PyObject *_Atomic lsn_type;
+    PyObject *_Atomic open[CLAIM_COUNT]; /* borrowed: the open reservation under each claim */
+    _Atomic unsigned long open_by[CLAIM_COUNT]; /* and the thread that made it */
 } WriterObject;
 
 /* -------------------------------------------------------------- arguments */
@@ -177,5 +179,6 @@ PyObject *Writer_append(WriterObject *self, PyObject *const *args, Py_ssize_t co
 PyObject *Writer_append_many(WriterObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
 PyObject *Writer_append_rows(WriterObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
 PyObject *Writer_reserve(WriterObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *Writer_abandon_own(WriterObject *self, PyObject *unused);
 
 #endif

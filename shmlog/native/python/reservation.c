@@ -57,11 +57,19 @@ PyObject *Writer_reserve(WriterObject *self, PyObject *const *args, Py_ssize_t c
     r->mapping = Py_NewRef(self->mappings[segment_index(&self->w, r->place.start >> self->w.segment_shift)]);
     r->generation = atomic_load(&fork_generation);
     atomic_store(&r->done, 0);
+    atomic_store(&self->open_by[r->place.t.claim_no], PyThread_get_thread_ident());
+    atomic_store(&self->open[r->place.t.claim_no], (PyObject *)r);
     return (PyObject *)r;
 }
 
-/* 1 if the caller now owns the ending of the reservation. */
-static int reservation_end(ReservationObject *r) { return atomic_exchange(&r->done, 1) == 0; }
+/* 1 if the caller now owns the ending of the reservation.  It is off the writer's list before
+ * its claim can be another's. */
+static int reservation_end(ReservationObject *r) {
+    if (atomic_exchange(&r->done, 1) != 0)
+        return 0;
+    atomic_store(&r->writer->open[r->place.t.claim_no], NULL);
+    return 1;
+}
 
 static int reservation_foreign(ReservationObject *r) {
     return r->generation != atomic_load(&fork_generation);
@@ -72,6 +80,22 @@ static void reservation_abandon(ReservationObject *r) {
         return;
     if (place_abandon(&r->writer->w, &r->place) == OUTCOME_FAULT)
         claim_lose(&r->writer->w, &r->place.t);
+}
+
+/* Those of this thread alone: what another thread is about to publish is let be. */
+PyObject *Writer_abandon_own(WriterObject *self, PyObject *unused) {
+    (void)unused;
+    long count = 0;
+    for (unsigned i = 0; i < CLAIM_COUNT; i++) {
+        if (atomic_load(&self->open_by[i]) != PyThread_get_thread_ident())
+            continue;
+        PyObject *open = atomic_load(&self->open[i]);
+        if (open) {
+            reservation_abandon((ReservationObject *)open);
+            count++;
+        }
+    }
+    return PyLong_FromLong(count);
 }
 
 /* Sum and seal, without the GIL if that takes long. */

@@ -198,6 +198,8 @@ static PyMethodDef Writer_methods[] = {
      "_map(number, mapping)\n--\n\nUse a mapping for a segment."},
     {"_drop_below", (PyCFunction)Writer_drop_below, METH_O,
      "_drop_below(lsn)\n--\n\nDrop mappings that end at or below lsn."},
+    {"_abandon_own", (PyCFunction)Writer_abandon_own, METH_NOARGS,
+     "_abandon_own()\n--\n\nGive up the open reservations of this thread; how many there were."},
     {"_unmap", (PyCFunction)Writer_unmap, METH_NOARGS,
      "_unmap()\n--\n\nDrop every mapping; only when sealed and idle."},
     {"_slow", Writer_slow, METH_VARARGS, "_slow(reason, lsn, timeout, deadline)\n--\n\nWhatever is rare."},
