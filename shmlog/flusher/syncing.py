@@ -26,6 +26,7 @@ import threading
 import time
 
 from shmlog.disk import segment
+from shmlog.disk.failure import Failure
 from shmlog.flusher.open_segments import OpenSegments
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import CB, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
@@ -222,9 +223,12 @@ class Syncer:
             self._native.wake(CB.REMOVED_LSN)
 
     def fail(self, error: int) -> None:
-        """Latch a failed sync for every process (S1)."""
-        self._control.fail(error, self._control.durable_lsn)
+        """Latch a failed sync for every process (S1), then note it for those who come when
+        the control block has gone."""
+        durable = self._control.durable_lsn
+        self._control.fail(error, durable)
         log.error("a sync failed, the log takes no more appends: %s", os.strerror(error))
+        self._segments.note_failure(Failure(error, durable))
 
     @property
     def _mark_offset(self) -> int:
