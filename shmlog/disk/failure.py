@@ -44,10 +44,10 @@ def note(directory: Directory, failure: Failure, mode: int) -> None:
     with contextlib.suppress(OSError):
         if os.path.lexists(path):
             return
-        with files.descriptor(files.create_file(temporary, mode)) as fd:
-            with contextlib.suppress(OSError):  # full or failing: the name alone says enough
-                files.write_all(fd, json.dumps(facts).encode() + b"\n", 0)
-                os.fsync(fd)
+        fd = files.create_file(temporary, mode)
+        with files.descriptor(fd), contextlib.suppress(OSError):  # full or failing: the name says enough
+            files.write_all(fd, json.dumps(facts).encode() + b"\n", 0)
+            os.fsync(fd)
         os.rename(temporary, path)
         files.sync_directory(directory.path)
     with contextlib.suppress(OSError):

@@ -141,6 +141,54 @@ def test_what_a_failed_sync_left_in_memory_is_on_disk_once_recovery_vouches_for_
     assert int(_on_a_failing_disk(tmp_path, program)) > 1
 
 
+@on_a_failing_disk
+def test_a_successor_calls_nothing_durable_whose_zeros_a_dead_flusher_could_not_write(tmp_path: Path) -> None:
+    program = """
+        flusher = '''
+        import os, signal, sys
+        from shmlog.flusher.syncing import Syncer
+        from shmlog.session import sidecar
+        def die(self, error):  # told, and killed before it is latched
+            os.kill(os.getpid(), signal.SIGKILL)
+        if sys.argv[2] == "dies":
+            Syncer.fail = die
+        sys.exit(sidecar.run(sys.argv[1], 0.01, 0o600, False))
+        '''
+        import textwrap
+        def flush(how):
+            command = [sys.executable, "-c", textwrap.dedent(flusher), path, how]
+            return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+        log = shmlog.open(path, create=True, segment_bytes=64 << 20, window_bytes=16 << 20,
+                          flusher="external", timeout=20)
+        first = flush("dies")
+        log.append(bytes(1000), durable=True)
+        prepared = log._joined.control.load(CB.PREPARED_LSN)
+        fill()
+        while log.reserved_lsn < prepared and first.poll() is None:
+            log.append(bytes(100_000))
+        assert first.wait(timeout=20) == -signal.SIGKILL
+        make_room()
+        second = flush("lives")
+        try:
+            while log.reserved_lsn < prepared + (6 << 20):
+                log.append(bytes(100_000), durable=True)
+        except shmlog.LogFailedError:
+            pass
+        durable = log.durable_lsn
+        log.close()
+        second.terminate()
+        assert second.wait(timeout=20) == 0
+        del log
+        forget_memory()
+        with shmlog.open(path, timeout=20) as log:
+            assert log.recovery.end_lsn >= durable
+        assert shmlog.verify(path).ok
+        print(durable)
+    """
+    assert int(_on_a_failing_disk(tmp_path, program)) > 1000
+
+
 @pytest.fixture
 def crashed(log_path: Path) -> directory.Directory:
     """A log of which a part is not vouched for."""
