@@ -37,7 +37,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from shmlog import _native
-from shmlog.disk import failure, segment
+from shmlog.disk import cursors, failure, segment
 from shmlog.disk.directory import Directory
 from shmlog.disk.failure import Failure
 from shmlog.disk.segments import list_segments, newest_mark, segment_path
@@ -93,6 +93,8 @@ def _find_case(directory: Directory, boot_id: bytes) -> Recovery:
     geometry = directory.identity.geometry
     segments = list_segments(directory)
     if not segments:
+        if cursors.furthest_lsn(directory) > 0:  # there was more
+            raise CorruptionError(segment_path(directory, 0), 0, "every segment is missing")
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
     mark = newest_mark(directory, segments, check=True)
     if mark is None:
