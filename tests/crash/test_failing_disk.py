@@ -154,10 +154,12 @@ def test_a_successor_calls_nothing_durable_whose_zeros_a_dead_flusher_could_not_
             Syncer.fail = die
         sys.exit(sidecar.run(sys.argv[1], 0.01, 0o600, False))
         '''
-        import textwrap
+        import atexit, textwrap
         def flush(how):
             command = [sys.executable, "-c", textwrap.dedent(flusher), path, how]
-            return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            atexit.register(process.kill)  # also if this program fails
+            return process
 
         log = shmlog.open(path, create=True, segment_bytes=64 << 20, window_bytes=16 << 20,
                           flusher="external", timeout=20)
