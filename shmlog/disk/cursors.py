@@ -42,6 +42,20 @@ def check_name(name: object) -> str:
     return name
 
 
+def furthest_lsn(directory: Directory) -> int:
+    """The highest LSN that a cursor of this log remembers; 0 if there is none."""
+    found, seed = [0], directory.identity.seed
+    with contextlib.suppress(FileNotFoundError):
+        for name in filter(_NAME.fullmatch, os.listdir(directory.cursors_path)):
+            data = files.read_small(os.path.join(directory.cursors_path, name))
+            found += [
+                lsn
+                for magic, version, _, lsn in CURSOR_SLOTS.copies(data, seed)
+                if magic == CURSOR_MAGIC and version == FORMAT_VERSION
+            ]
+    return max(found)
+
+
 class CursorFile:
     """One cursor's file, locked.  AttachError if it is open elsewhere."""
 

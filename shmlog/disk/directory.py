@@ -6,6 +6,7 @@
       segments/        00000000000000000000.seg ...
       cursors/NAME     one named cursor
       flusher.log      what the flusher had to say
+      FAILED           that it could not make something durable (failure)
 
 This module knows names.  It may not know what segments hold.
 """

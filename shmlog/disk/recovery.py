@@ -31,19 +31,25 @@ block.
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import time
 from dataclasses import dataclass, field, replace
 
 from shmlog import _native
-from shmlog.disk import segment
+from shmlog.disk import cursors, failure, segment
 from shmlog.disk.directory import Directory
+from shmlog.disk.failure import Failure
 from shmlog.disk.segments import list_segments, newest_mark, segment_path
 from shmlog.disk.walk import Walker
 from shmlog.errors import CorruptionError, FormatError
+from shmlog.format.geometry import PAGE_BYTES
 from shmlog.format.layout import GRANULE_BYTES, KIND_FILL, SEGMENT_HEADER_BYTES
 from shmlog.format.marks import Mark
 from shmlog.system import files
+
+REWRITE_BYTES = 8 << 20
+"""At once: it is read, written, synced and asked for before the next."""
 
 
 class Case(enum.Enum):
@@ -74,13 +80,21 @@ class Recovery:
     reason: str = ""
     """why the first invalid frame was not valid"""
     mark: Mark | None = field(default=None, repr=False)
+    failure: Failure | None = None
+    """the log had failed: not everything that was appended may have been durable"""
 
 
 def inspect(directory: Directory, boot_id: bytes) -> Recovery:
     """Find the case, touching nothing.  CorruptionError and FormatError as in the table."""
+    return replace(_find_case(directory, boot_id), failure=failure.find(directory))
+
+
+def _find_case(directory: Directory, boot_id: bytes) -> Recovery:
     geometry = directory.identity.geometry
     segments = list_segments(directory)
     if not segments:
+        if cursors.furthest_lsn(directory) > 0:  # there was more
+            raise CorruptionError(segment_path(directory, 0), 0, "every segment is missing")
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
     mark = newest_mark(directory, segments, check=True)
     if mark is None:
@@ -122,12 +136,20 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
 
 def recover(directory: Directory, boot_id: bytes) -> Recovery:
     """Inspect, then make the files agree with what was found.  The caller holds the
-    set-up byte and knows that nobody is alive."""
+    set-up byte and knows that nobody is alive.  OSError: the disk does not take what is in
+    memory, and nothing more is vouched for."""
     found = inspect(directory, boot_id)
+    _make_durable(directory, found, boot_id)
+    if found.failure is not None:
+        failure.forget(directory)
+    return found
+
+
+def _make_durable(directory: Directory, found: Recovery, boot_id: bytes) -> None:
     if found.case is Case.EMPTY or found.mark is None:
-        return found
+        return
     if found.case is Case.CLEAN and found.mark.boot_id == boot_id:
-        return found
+        return
     identity, end = directory.identity, found.end_lsn
     geometry = identity.geometry
     last = geometry.segment_begin(max(0, end - 1))
@@ -143,7 +165,6 @@ def recover(directory: Directory, boot_id: bytes) -> Recovery:
         if first != last and low >= high:
             continue
         with files.descriptor(files.open_file(path, writable=True)) as fd:
-            _rewrite(fd, directory, low, high)
             for begin, stop in found.holes:
                 for lsn, part_end in geometry.segment_ranges(begin, stop):
                     if geometry.segment_begin(lsn) == first:
@@ -151,6 +172,8 @@ def recover(directory: Directory, boot_id: bytes) -> Recovery:
                             KIND_FILL, lsn, part_end - lsn, time.time_ns(), 0, identity.seed
                         )
                         files.write_all(fd, header, geometry.file_offset(lsn))
+            _rewrite(fd, 0, SEGMENT_HEADER_BYTES)
+            _rewrite(fd, SEGMENT_HEADER_BYTES + low - first, SEGMENT_HEADER_BYTES + high - first)
             if first == last:
                 files.zero(fd, SEGMENT_HEADER_BYTES + end - first, geometry.file_bytes)
             os.fsync(fd)
@@ -165,14 +188,26 @@ def recover(directory: Directory, boot_id: bytes) -> Recovery:
     for first in segments:  # only now: until then an older mark may be all that is on disk
         if first + geometry.segment_bytes <= found.trimmed_lsn:
             os.unlink(segment_path(directory, first))
-    return found
 
 
-def _rewrite(fd: int, directory: Directory, low: int, high: int) -> None:
-    """Store [low, high) over itself, so that the next sync writes it whatever the
-    kernel believes of it."""
-    geometry = directory.identity.geometry
-    for lsn in range(low, high, 1 << 20):
-        size = min(1 << 20, high - lsn)
-        at = geometry.file_offset(lsn)
-        files.write_all(fd, os.pread(fd, size, at), at)
+def _rewrite(fd: int, low: int, high: int) -> None:
+    """Store [low, high) of a file over itself and sync it, so that it is written whatever
+    the kernel believes of it.
+
+    That it says so is not enough where a write failed before: ext4 then takes a
+    preallocated extent for one that was written, and it reads as zeros once it has left
+    memory.  So it is asked, while the bytes are at hand."""
+    for begin in range(low // PAGE_BYTES * PAGE_BYTES, high, REWRITE_BYTES):
+        data = os.pread(fd, min(REWRITE_BYTES, -(-high // PAGE_BYTES) * PAGE_BYTES - begin), begin)
+        end = begin + len(data)
+        files.write_all(fd, data, begin)
+        os.fsync(fd)
+        if not files.never_written(fd, begin, end):
+            continue
+        for at in range(begin, end, PAGE_BYTES):  # no other page: what is on disk stays there
+            if files.never_written(fd, at, at + PAGE_BYTES):
+                _native.punch_hole(fd, at, PAGE_BYTES)
+                files.write_all(fd, data[at - begin : at - begin + PAGE_BYTES], at)
+        os.fsync(fd)
+        if files.never_written(fd, begin, end):
+            raise OSError(errno.EIO, f"bytes {begin} to {end} of a segment cannot be written")

@@ -20,8 +20,9 @@ import time
 from dataclasses import dataclass, field
 
 from shmlog import _native
-from shmlog.disk import segment
+from shmlog.disk import failure, segment
 from shmlog.disk.directory import Directory
+from shmlog.disk.failure import Failure
 from shmlog.disk.segments import list_segments, newest_mark, segment_path
 from shmlog.format.geometry import PAGE_BYTES
 from shmlog.format.layout import SEGMENT_HEADER_BYTES
@@ -138,6 +139,10 @@ class OpenSegments:
     def sync_names(self) -> None:
         """Make the files' names durable: a dead flusher may have given one and no more."""
         files.sync_directory(self._directory.segments_path)
+
+    def note_failure(self, why: Failure) -> None:
+        """Leave a note beside the segments that the log has failed."""
+        failure.note(self._directory, why, self._mode)
 
     def close_below(self, lsn: int) -> None:
         """Let go of the segments that end at or below lsn."""

@@ -9,10 +9,11 @@ Invariants
   S2  A mark says what the last sync made durable, never what this one will.
   S3  The kernel may have told a dead flusher of a page that it could not write, and
       called the page clean: whichever of its threads synced, with an intent or not. So
-      what was reserved when this flusher took over is made dirty once more before it is
-      synced, as soon as it is committed: nobody stores to it any more then. Of a page
-      that was preallocated and never written before, that is not enough on ext4 (it
-      thinks the extent was converted when the write failed), so it is asked.
+      what was prepared when this flusher took over (the zeros above the tail were synced
+      too) is made dirty once more before it is synced, as soon as it is committed: nobody
+      stores to it any more then. Of a page that was preallocated and never written before,
+      that is not enough on ext4 (it thinks the extent was converted when the write
+      failed), so it is asked.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -26,6 +27,7 @@ import threading
 import time
 
 from shmlog.disk import segment
+from shmlog.disk.failure import Failure
 from shmlog.flusher.open_segments import OpenSegments
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import CB, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
@@ -75,12 +77,8 @@ class Syncer:
 
     def take_over(self) -> None:
         """Distrust every page that a dead flusher may have synced (S3)."""
-        durable, reserved, intent = (
-            self._control.durable_lsn,
-            self._control.reserved_lsn,
-            self._native.load(CB.INTENT_LSN),
-        )
-        self._suspect_lsn = reserved
+        durable, intent = self._control.durable_lsn, self._native.load(CB.INTENT_LSN)
+        self._suspect_lsn = max(self._native.load(CB.PREPARED_LSN), self._control.reserved_lsn)
         if intent != NO_LSN:
             log.warning("the last flusher died in a sync of [%d, %d)", durable, intent)
         self.finish_trim()
@@ -227,9 +225,12 @@ class Syncer:
             self._native.wake(CB.REMOVED_LSN)
 
     def fail(self, error: int) -> None:
-        """Latch a failed sync for every process (S1)."""
-        self._control.fail(error, self._control.durable_lsn)
+        """Latch a failed sync for every process (S1), then note it for those who come when
+        the control block has gone."""
+        durable = self._control.durable_lsn
+        self._control.fail(error, durable)
         log.error("a sync failed, the log takes no more appends: %s", os.strerror(error))
+        self._segments.note_failure(Failure(error, durable))
 
     @property
     def _mark_offset(self) -> int:

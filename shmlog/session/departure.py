@@ -50,7 +50,11 @@ def leave(flusher: Flusher, joined: Attachment, lock: LockFile) -> bool:
         if joined.participants.anybody():
             return False
         flusher.finish()
-        log.info("the last participant has gone; all is durable up to LSN %d", joined.control.durable_lsn)
+        durable = joined.control.durable_lsn
+        if joined.control.failed:
+            log.error("the last participant has gone; only what is below LSN %d is durable", durable)
+        else:
+            log.info("the last participant has gone; all is durable up to LSN %d", durable)
         lock.unlock(LEASE_BYTE)
         take_down(joined)
         return True

@@ -441,6 +441,25 @@ def test_missing_first_segments_are_damage_and_not_a_trim(
     assert not shmlog.verify(log_path).ok
 
 
+def test_a_log_without_segments_is_not_empty_if_a_cursor_was_further(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log, log.cursor("unused"):
+        pass
+    for path in _segments(log_path):
+        path.unlink()
+    with shmlog.open(log_path) as log:
+        assert log.recovery is not None and log.recovery.case is Case.EMPTY
+        append_some(log, 0, 10)
+        log.wait_durable()
+        with log.cursor("reader") as cursor:
+            cursor.commit(log.durable_lsn)
+    for path in _segments(log_path):
+        path.unlink()
+    for use in (shmlog.open, shmlog.open_readonly, shmlog.recover):
+        with pytest.raises(shmlog.CorruptionError, match="every segment is missing"):
+            use(log_path)
+    assert not _segments(log_path)
+
+
 def test_files_that_were_trimmed_may_be_gone_in_any_order(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
         lsns = append_some(log, 0, 800)
