@@ -51,6 +51,68 @@ def test_a_second_import_shares_the_process_and_the_next_fork_does_not_hang() ->
     run("import signal; signal.alarm(40)\n" + AGAIN)
 
 
+GONE = """
+import gc, importlib.util, weakref
+from shmlog import _native as first
+spec = importlib.util.spec_from_file_location("shmlog._native", first.__file__)
+second = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(second)
+types = [value for value in vars(second).values() if isinstance(value, type)]
+assert len(types) == 5, types
+left = [weakref.ref(kind) for kind in types]
+del second, spec, types
+gc.collect()
+assert not [one() for one in left if one() is not None]
+"""
+
+
+def test_the_types_of_a_module_that_nobody_has_any_more_are_collected() -> None:
+    run(GONE)
+
+
+CYCLE = """
+import gc, mmap, os, tempfile
+from shmlog import _native
+from shmlog.format.geometry import PARTICIPANT_COUNT, Geometry
+from shmlog.format.layout import CB, PT, STATE_RUNNING
+
+class Writer(_native.Writer):
+    def _slow(self, *what):
+        raise AssertionError(what)
+
+geometry = Geometry(64 << 10, 64 << 10)
+with tempfile.TemporaryFile() as file:
+    file.truncate(geometry.file_bytes)
+    segments = [_native.Mapping(file.fileno(), geometry.file_bytes, True) for _ in range(2)]
+block = mmap.mmap(-1, geometry.control_bytes)
+control = _native.Control(block, geometry.window_bytes, PARTICIPANT_COUNT)
+begin = geometry.segment_bytes - 64  # so that a PAD goes first, in a mapping of its own
+end = geometry.segment_bytes + 160
+for word, value in ((CB.STATE, STATE_RUNNING), (CB.PREPARED_LSN, 2 * geometry.segment_bytes)):
+    control.store(word, value)
+for word in (CB.RESERVED_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN):
+    control.store(word, begin)
+control.commit_step()
+writer = Writer(7, geometry.segment_bytes, geometry.window_bytes)
+writer._attach(control, 0)
+for number, mapping in enumerate(segments):
+    writer._map(number, mapping)
+del segments, mapping
+gc.disable()
+writer.ring = [writer.reserve(100)]
+writer.ring.append(writer.ring)  # so that the writer is taken apart before the reservation
+assert control.load(CB.RESERVED_LSN) == end and control.commit_step()[0] == begin
+del writer
+gc.collect()
+assert control.commit_step()[0] == end, "a hole that its own process would leave for ever"
+assert control.load(CB.HEADER_BYTES + PT.CLAIMS) == 2**64 - 1
+"""
+
+
+def test_a_reservation_in_a_cycle_is_given_up_while_its_memory_is_there() -> None:
+    run(CYCLE)
+
+
 def test_a_subinterpreter_can_import_it() -> None:
     name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
     code = "from shmlog import _native; assert _native.crc32c(b'123456789') == 0xE3069283"
