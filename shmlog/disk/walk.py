@@ -7,9 +7,9 @@ not a fault.  Holes of sparse files are skipped, not read.
 The bytes may be anybody's, so what they claim costs nothing: memory is the same
 whatever a header says of a payload's length, and time is linear in the bytes.
 
-  W1  A frame that does not fit the view that shows it is checked by _Sums: every byte
+  X1  A frame that does not fit the view that shows it is checked by _Sums: every byte
       of a segment is summed once, and a payload's checksum is two look-ups.
-  W2  A view grows with what was found valid since the walk or search began.  Else
+  X2  A view grows with what was found valid since the walk or search began.  Else
       frames that are valid and such that are not, in turn, would cost a chunk each.
 
 This module knows files and frames.  It may not know marks or what is repaired.
@@ -142,7 +142,7 @@ class Walker:
         """As find, for what begins in one view."""
         end, at = base + len(view), base
         while at < end:
-            near = min(end, at + FIRST_CHUNK_BYTES)  # a longer payload is left to _Sums: W1
+            near = min(end, at + FIRST_CHUNK_BYTES)  # a longer payload is left to _Sums: X1
             found = _native.find_frame(view, base, at, near, self._seed)
             if found is None:
                 at = near
@@ -261,7 +261,7 @@ class _Sums:
 
 
 def _chunk_bytes(progress: int) -> int:
-    """W2: how much to read after so many bytes of the same walk or search."""
+    """X2: how much to read after so many bytes of the same walk or search."""
     return min(CHUNK_BYTES, max(FIRST_CHUNK_BYTES, 4 * progress - 4 * progress % GRANULE_BYTES))
 
 

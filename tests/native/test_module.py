@@ -177,6 +177,8 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
         for word in words:
             control.store(word, 0)
         control.commit_step()
+        writer._attach(control, 0)  # to a tail that has gone back it would append no more
+        writer._map(0, mapping)
 
     def appended(call: Callable[[], object]) -> Callable[[], object]:
         def one() -> object:

@@ -41,6 +41,7 @@ def _flush_until_stuck(wire: Wire, path: Path) -> int:
     return sidecar.run(str(path), 1000.0, 0o600, False)
 
 
+@pytest.mark.holds("F5")
 def test_a_flusher_whose_sync_is_stuck_keeps_its_lease_until_the_sync_ends(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, flusher="external", timeout=10) as log:
         with Child(_flush_until_stuck, log_path) as first:

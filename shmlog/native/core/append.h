@@ -102,11 +102,13 @@ static inline uint64_t plan_end(const writer_t *w, const plan_t *plan, uint64_t 
 static inline int reserve(writer_t *w, const plan_t *plan, ticketed_t *t) {
     shared_u64 *reserved = word_at(w->control, CB_RESERVED_LSN);
     shared_u64 *limit = word_at(w->control, CB_LIMIT_LSN);
+    /* Whose end it was stored it after its compare-and-swap (release); so pos is at least that. */
+    uint64_t floor = atomic_load_explicit(&w->floor, memory_order_acquire);
     uint64_t pos = atomic_load_explicit(reserved, memory_order_relaxed);
     for (;;) {
         uint64_t end = plan_end(w, plan, pos);
         /* No append left such a tail: the block is damaged.  There is no room, and never will be. */
-        int damaged = end < pos || (pos & (GRANULE_BYTES - 1));
+        int damaged = end < pos || pos < floor || (pos & (GRANULE_BYTES - 1)); /* A6 */
         /* LIMIT (acquire): the bits below limit_lsn have been cleared for this lap */
         if (damaged || end > atomic_load_explicit(limit, memory_order_acquire)) {
             SHMLOG_STEP("refused");
@@ -130,6 +132,7 @@ static inline int reserve(writer_t *w, const plan_t *plan, ticketed_t *t) {
                                                     memory_order_relaxed)) {
             t->begin = pos;
             t->end = end;
+            atomic_store_explicit(&w->floor, end, memory_order_release);
             break;
         }
     }

@@ -12,6 +12,8 @@
  *   A4  A mapped segment is dropped only once committed_lsn has passed its end.
  *       Then no range of it is reserved and unpublished, so nobody copies into it;
  *       who read its address before and still holds it loses the CAS.
+ *   A6  Nothing is reserved below where the tail has been: a lower one is damage, and what
+ *       lies above it may be durable.
  *
  * This file knows one participant's claims and the addresses of segments.  It may not
  * know how a record is laid out, or Python.
@@ -46,6 +48,7 @@ typedef struct {
     uint64_t batch_bytes_max;
     _Atomic uint32_t free_claims; /* private to this process: which claims no thread uses */
     _Atomic uint32_t lost_claims; /* held for good: a mapping faulted under their copy */
+    _Atomic uint64_t floor;       /* reserved_lsn was at least this at some time (A6) */
     _Atomic uint64_t ticket;      /* equals process_ticket while this handle is good; 0: closed */
 } writer_t;
 
@@ -92,6 +95,7 @@ static inline void writer_attach(writer_t *w, uint8_t *control, guard_range_t *r
     w->number = number;
     atomic_store(&w->free_claims, (1u << CLAIM_COUNT) - 1);
     atomic_store(&w->lost_claims, 0);
+    atomic_store(&w->floor, atomic_load(word_at(control, CB_COMMITTED_LSN)));
     atomic_store(&w->ticket, atomic_load(&process_ticket));
 }
 

@@ -44,8 +44,8 @@ def test_a_range_that_may_be_a_dead_writers_is_looked_at_again_within_the_goal_o
             if waited_for:
                 joined.control.native.store(CB.WANTED_COMMITTED, log.reserved_lsn)
             flusher._committer.loop(True)
-        log.close()
         flusher.settle()
+        log.close()
         flusher.finish()
     finally:
         flusher.close()
