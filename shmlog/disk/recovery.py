@@ -3,18 +3,7 @@
 Works from the files alone, under the set-up byte, and returns a plain value from
 which the block is made.  The newest valid mark vouches for everything below it.
 Frames are checked from the beginning of the segment that holds the mark, up to
-the first that is not valid, at p.
-
-    case      mark and p                          machine    what is done
-    --------  ----------------------------------  ---------  -----------------------------------
-    EMPTY     no segment                          any        begin at LSN 0
-    CORRUPT   p < mark                            any        CorruptionError; nothing is touched
-    CLEAN     p = mark, marked clean              any        nothing was lost; go on from p
-    INTACT    p >= mark, no more valid frames     same boot  go on from p
-    HOLES     p >= mark, valid frames above p     same boot  a dead writer's hole: FILL up to the
-                                                             next valid frame, and look on
-    RESTART   p >= mark, only zeros above p       restarted  go on from p, epoch + 1
-    TORN      p >= mark, anything else above p    restarted  drop it, report it, epoch + 1
+the first that is not valid, at p.  What follows is in ROWS, a row for each case.
 
 In every case but CLEAN: what lies between the mark and the end is rewritten, not
 merely synced again (after a failed sync the kernel may call lost pages clean);
@@ -53,14 +42,118 @@ REWRITE_BYTES = 8 << 20
 
 
 class Case(enum.Enum):
-    """The rows of the table above."""
+    """What a log can be found as; ROWS says when."""
 
     EMPTY = "empty"
+    CORRUPT = "corrupt"
     CLEAN = "clean"
     INTACT = "intact"
     HOLES = "holes"
     RESTART = "restart"
     TORN = "torn"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A case, the facts that make it (None: either way), and both in words."""
+
+    case: Case
+    mark_and_p: str
+    machine: str
+    action: str
+    segments: bool = True
+    below_mark: bool | None = False
+    left_clean: bool | None = False
+    same_boot: bool | None = None
+    frames_above: bool | None = None
+    anything_above: bool | None = None
+
+
+ROWS = (
+    Row(
+        Case.EMPTY,
+        "no segment, nor a cursor above LSN 0",
+        "any",
+        "begin at LSN 0",
+        segments=False,
+        below_mark=None,
+        left_clean=None,
+    ),
+    Row(
+        Case.CORRUPT,
+        "p < mark",
+        "any",
+        "CorruptionError; nothing is touched",
+        below_mark=True,
+        left_clean=None,
+    ),
+    Row(
+        Case.CLEAN,
+        "p = mark, marked clean, only zeros above p",
+        "any",
+        "nothing was lost; go on from p",
+        left_clean=True,
+    ),
+    Row(
+        Case.INTACT,
+        "p >= mark, no more valid frames",
+        "same boot",
+        "go on from p",
+        same_boot=True,
+        frames_above=False,
+    ),
+    Row(
+        Case.HOLES,
+        "p >= mark, valid frames above p",
+        "same boot",
+        "a dead writer's hole: FILL up to the next valid frame, and look on",
+        same_boot=True,
+        frames_above=True,
+    ),
+    Row(
+        Case.RESTART,
+        "p >= mark, only zeros above p",
+        "restarted",
+        "go on from p, epoch + 1",
+        same_boot=False,
+        anything_above=False,
+    ),
+    Row(
+        Case.TORN,
+        "p >= mark, anything else above p",
+        "restarted",
+        "drop it, report it, epoch + 1",
+        same_boot=False,
+        anything_above=True,
+    ),
+)
+FACTS = ("segments", "below_mark", "left_clean", "same_boot", "frames_above", "anything_above")
+
+
+def matching(**facts: bool) -> list[Row]:
+    """The rows that the facts satisfy: one, whatever they are."""
+    return [row for row in ROWS if all(getattr(row, name) in (None, facts[name]) for name in FACTS)]
+
+
+def judge(
+    *,
+    segments: bool = True,
+    below_mark: bool = False,
+    left_clean: bool = False,
+    same_boot: bool = False,
+    frames_above: bool = False,
+    anything_above: bool = False,
+) -> Case:
+    """The case that the facts make.  `left_clean`: p = mark, marked clean, nothing above."""
+    (row,) = matching(
+        segments=segments,
+        below_mark=below_mark,
+        left_clean=left_clean,
+        same_boot=same_boot,
+        frames_above=frames_above,
+        anything_above=anything_above,
+    )
+    return row.case
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +185,7 @@ def inspect(directory: Directory, boot_id: bytes) -> Recovery:
 def _find_case(directory: Directory, boot_id: bytes) -> Recovery:
     geometry = directory.identity.geometry
     segments = list_segments(directory)
-    if not segments:
+    if judge(segments=bool(segments)) is Case.EMPTY:
         if cursors.furthest_lsn(directory) > 0:  # there was more
             raise CorruptionError(segment_path(directory, 0), 0, "every segment is missing")
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
@@ -116,22 +209,28 @@ def _find_case(directory: Directory, boot_id: bytes) -> Recovery:
     with Walker(directory) as walker:
         walk = walker.walk(begin, stop)
         end, reason = walk.end_lsn, walk.problem.text
-        if end < vouched:
+        if judge(below_mark=end < vouched) is Case.CORRUPT:
             raise CorruptionError(segment_path(directory, walk.bad_lsn), walk.bad_lsn, reason)
-        while same_boot and (found := walker.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
-            walk = walker.walk(found, stop)
-            if walk.end_lsn > found:  # not the frames of an incomplete batch
-                holes.append((end, found))
+        while same_boot and (above := walker.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
+            walk = walker.walk(above, stop)
+            if walk.end_lsn > above:  # not the frames of an incomplete batch
+                holes.append((end, above))
                 end = walk.end_lsn
         dropped = walker.last_byte(end, stop) - end
-    found_at = Recovery(Case.CLEAN, end, trimmed, vouched, mark.epoch, mark=mark)
-    if mark.clean and end == vouched and dropped <= 0:
-        return found_at
-    if same_boot:
-        return replace(found_at, case=Case.HOLES if holes else Case.INTACT, holes=tuple(holes))
-    if dropped <= 0:
-        return replace(found_at, case=Case.RESTART, epoch=mark.epoch + 1)
-    return replace(found_at, case=Case.TORN, epoch=mark.epoch + 1, dropped_bytes=dropped, reason=reason)
+    case = judge(
+        left_clean=mark.clean and end == vouched and dropped <= 0,
+        same_boot=same_boot,
+        frames_above=bool(holes),
+        anything_above=dropped > 0,
+    )
+    found = Recovery(case, end, trimmed, vouched, mark.epoch, mark=mark)
+    if case is Case.HOLES:
+        return replace(found, holes=tuple(holes))
+    if case is Case.RESTART:
+        return replace(found, epoch=mark.epoch + 1)
+    if case is Case.TORN:
+        return replace(found, epoch=mark.epoch + 1, dropped_bytes=dropped, reason=reason)
+    return found
 
 
 def recover(directory: Directory, boot_id: bytes) -> Recovery:

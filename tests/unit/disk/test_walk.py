@@ -151,6 +151,7 @@ def test_a_frame_that_is_larger_than_a_chunk_is_checked_whole(
             assert (walk.end_lsn, walk.problem, walk.records) == (len(whole), Problem.NEVER_WRITTEN, 3)
 
 
+@pytest.mark.holds("X1")
 def test_a_frame_that_claims_a_whole_sparse_segment_takes_no_memory(tmp_path: Path) -> None:
     size = 256 << 20
     where = make(tmp_path / "log", size, FRAME.pack(size - 32, 1, 0, 1, 2, 3, DATA, 0))
@@ -186,6 +187,7 @@ def _search_seconds(path: Path, bytes_: int, every: int) -> float:
 
 
 @pytest.mark.parametrize("every", [0, 3])
+@pytest.mark.holds("X1", "X2")
 def test_a_search_through_baits_takes_time_linear_in_their_bytes(tmp_path: Path, every: int) -> None:
     """Every payload summed in full, four times the bytes took sixteen times as long."""
     few, many = (_search_seconds(tmp_path / str(bytes_), bytes_, every) for bytes_ in (4 << 20, 16 << 20))
