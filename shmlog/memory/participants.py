@@ -36,7 +36,6 @@ from shmlog.format.layout import (
     NO_LSN,
     PARTICIPANT_NAME_BYTES,
     PT,
-    ROLE_FLUSHER,
     ROLE_HANDLE,
     SLOT_FREE,
     SLOT_USED,
@@ -147,13 +146,13 @@ class Participants:
         """Whether any other participant lives (not counting this LOCK file's own)."""
         return self._lock.locked(FIRST_PARTICIPANT_BYTE, PARTICIPANT_COUNT)
 
-    def any_handle(self) -> bool:
-        """Whether any other participant lives that is not the flusher.  Who is just taking a
-        slot does not count: its role is not there yet."""
+    def any_as(self, role: int) -> bool:
+        """Whether any other participant of this role lives.  Who is just taking a slot does not
+        count: its role is not there yet."""
         load = self._control.load
         return any(
             self.used(number)
-            and load(slot_offset(number, PT.ROLE)) != ROLE_FLUSHER
+            and load(slot_offset(number, PT.ROLE)) == role
             and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
             for number in range(self.high)
         )

@@ -27,12 +27,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shmlog.format.layout import CB, PT, ROLE_HANDLE, ROLE_SIDECAR, SLOT_USED
+from shmlog.format.layout import CB, ROLE_HANDLE, ROLE_SIDECAR
 from shmlog.memory import block
-from shmlog.memory.participants import slot_offset
 from shmlog.session.attachment import Attachment, somebody_lives
 from shmlog.system.deadlines import deadline_after, poll
-from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile, take_setup
+from shmlog.system.locks import LEASE_BYTE, SETUP_BYTE, LockFile, take_setup
 
 if TYPE_CHECKING:
     from shmlog.flusher.flusher import Flusher
@@ -97,9 +96,9 @@ def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], Non
         return lock.locked(LEASE_BYTE) or lock.locked(SETUP_BYTE)
 
     def over() -> bool:
-        if not block.exists(log_id) or _alive_as(joined, ROLE_HANDLE):
+        if not block.exists(log_id) or joined.participants.any_as(ROLE_HANDLE):
             return True
-        stays = start_flusher is None or _alive_as(joined, ROLE_SIDECAR)
+        stays = start_flusher is None or joined.participants.any_as(ROLE_SIDECAR)
         if stays and (control.failed or control.durable_lsn >= reserved):
             return True
         # seen in this order, only a dead flusher leaves a block behind
@@ -114,20 +113,9 @@ def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], Non
 
     in_time = poll(over, deadline, pause_max_s=0.01)
     durable = control.durable_lsn
-    if durable >= reserved or control.failed or _alive_as(joined, ROLE_HANDLE):
+    if durable >= reserved or control.failed or joined.participants.any_as(ROLE_HANDLE):
         return
     remains = f"{joined.directory.path}: what was appended from LSN {durable} on is not known to be durable"
     if not in_time:
         raise TimeoutError(f"{remains}; the handle is closed all the same")
     handles_log.warning("%s: the last handle is closed and no flusher runs; the next one sees to it", remains)
-
-
-def _alive_as(joined: Attachment, role: int) -> bool:
-    """Whether any other participant of this role lives."""
-    load, lock = joined.control.load, joined.lock
-    return any(
-        load(slot_offset(number, PT.STATE)) == SLOT_USED
-        and load(slot_offset(number, PT.ROLE)) == role
-        and lock.locked(FIRST_PARTICIPANT_BYTE + number)
-        for number in range(joined.participants.high)
-    )

@@ -89,11 +89,11 @@ def test_a_slot_that_changes_hands_while_it_is_looked_at_is_not_dead(
 def test_who_is_just_taking_a_slot_is_no_handle_yet(table: Table) -> None:
     one, other, closing = table.process(), table.process(), table.process()
     number = one.take(ROLE_HANDLE)
-    assert closing.any_handle()
+    assert closing.any_as(ROLE_HANDLE)
     one.release(number)
     assert table.locks[1].try_lock(FIRST_PARTICIPANT_BYTE + number)  # the first step of take()
-    assert not closing.any_handle(), "a flusher that attaches was taken for a handle"
-    assert other.take(ROLE_FLUSHER) == number and not closing.any_handle()
+    assert not closing.any_as(ROLE_HANDLE), "a flusher that attaches was taken for a handle"
+    assert other.take(ROLE_FLUSHER) == number and not closing.any_as(ROLE_HANDLE)
 
 
 def test_a_dead_owners_slot_is_not_taken_before_it_is_retired(table: Table) -> None:
@@ -217,11 +217,11 @@ def test_a_flusher_alone_is_no_handle(table: Table) -> None:
     flusher, other = table.process(), table.process()
     flusher.take(ROLE_FLUSHER)
     assert other.anybody()
-    assert not other.any_handle()
+    assert not other.any_as(ROLE_HANDLE)
     assert not flusher.anybody()
     third = table.process()
     third.take(ROLE_HANDLE)
-    assert other.any_handle()
+    assert other.any_as(ROLE_HANDLE)
     assert flusher.anybody()
 
 
