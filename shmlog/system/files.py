@@ -106,25 +106,19 @@ def sync_directory(path: str) -> None:
 
 def open_file(path: str, writable: bool) -> int:
     """Open an existing regular file; the caller owns the descriptor."""
-    try:
-        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | OPEN_FLAGS)
-    except OSError as error:
-        refuse_link(path, error)
-        raise
-    try:
-        check_regular(fd, path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return _open_checked(path, os.O_RDWR if writable else os.O_RDONLY)
 
 
 def open_to_append(path: str, mode: int) -> int:
     """Open a regular file to append to, made if it is missing; the caller owns the descriptor."""
     with contextlib.suppress(FileExistsError):
         os.close(create_file(path, mode))
+    return _open_checked(path, os.O_WRONLY | os.O_APPEND)
+
+
+def _open_checked(path: str, flags: int) -> int:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | OPEN_FLAGS)
+        fd = os.open(path, flags | OPEN_FLAGS)
     except OSError as error:
         refuse_link(path, error)
         raise
