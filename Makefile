@@ -6,6 +6,7 @@
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
+TIME ?= 600
 NATIVE := $(wildcard shmlog/native/*/*.[ch])
 CFLAGS_CHECK := -std=gnu11 -O2 -Wall -Wextra -Wconversion -Werror -Wno-missing-field-initializers -c -o /dev/null
 COMPILERS := $(foreach compiler,gcc clang,$(shell command -v $(compiler)))
@@ -22,8 +23,8 @@ demo: .venv/.has-demo ## run the demonstration: 336,776 real departures, a kille
 test: .venv/.has-test ## run the tests, but for the long torture runs
 	$(BIN)/python -m pytest -m "not crash" $(ARGS)
 
-crash: .venv/.has-test ## run the long torture runs
-	$(BIN)/python -m pytest -m crash $(ARGS)
+crash: .venv/.has-test ## torture a log for TIME seconds (600) and print what was counted
+	cd tests && ../$(BIN)/python -m crash --time $(TIME) $(ARGS)
 
 check: .venv/.has-dev ## lint, formatting, types, and the C core with every warning an error
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""One way to torture a log, a module."""
