@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shmlog.memory.statistics import Statistics
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.tools.recover import recover
+    from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "tools.recover": "recover",
+    "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
     "records.batch": "Record RecordBatch",
     "disk.recovery": "Recovery",
@@ -63,6 +65,7 @@ __all__ = [
     "RecordBatch",
     "RecordTooLargeError",
     "Recovery",
+    "RepairReport",
     "Reservation",
     "ShmlogError",
     "Statistics",
@@ -71,6 +74,7 @@ __all__ = [
     "open",
     "open_readonly",
     "recover",
+    "repair",
     "verify",
 ]
 
