@@ -11,8 +11,8 @@ which readers pass over.  Above it nothing was promised, and the ordinary recove
 
 Only looks: the changes are values, in the order in which they must be made.
 
-  V1  A change overwrites or moves only what the plan names.
-  V2  What is left of an atomic batch that lost a frame is lost with it, but where the
+  Y1  A change overwrites or moves only what the plan names.
+  Y2  What is left of an atomic batch that lost a frame is lost with it, but where the
       damage begins before the batch does: then nothing tells that there was one.
 
 This module knows files and frames.  It may not know who changes them, or when.
@@ -368,7 +368,7 @@ class _Plan:
 
     def _gaps(self, first: int, high: int) -> Iterator[tuple[int, int, str]]:
         """The ranges of one file below `high` that hold no valid frame, or those of an atomic
-        batch that is not whole (V2).  The last may go on above `high`, to a valid frame."""
+        batch that is not whole (Y2).  The last may go on above `high`, to a valid frame."""
         stop, low, reason = self._stop(first), -1, ""
         at: int | None = first
         while at is not None:

@@ -123,7 +123,7 @@ def test_damage_where_the_vouched_part_ends_does_not_keep_the_log_closed(
     assert report.lost[-1].begin_lsn == lost[0]
 
 
-@pytest.mark.holds("V2")
+@pytest.mark.holds("Y2")
 def test_atomic_batch_that_lost_a_frame_is_lost_whole(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES) as log:
         before = log.append(b"before")
@@ -231,7 +231,7 @@ def test_files_that_are_damaged_missing_or_strange_cost_what_was_in_them(
     assert Path(report.kept, "repair.json").exists()
 
 
-@pytest.mark.holds("V1")
+@pytest.mark.holds("Y1")
 @pytest.mark.parametrize("seed", range(6))
 def test_random_damage_costs_only_the_records_that_it_touches(
     seed: int, damaged: tuple[Path, dict[int, bytes]]
@@ -401,7 +401,7 @@ def _swap_names(path: Path) -> None:
     (path / "segments/x").rename(two)
 
 
-def _run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "shmlog", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
