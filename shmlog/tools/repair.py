@@ -27,8 +27,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shmlog.disk import recovery, salvage, segment
+from shmlog.disk.ownership import Change
 from shmlog.disk.recovery import Recovery
-from shmlog.disk.salvage import Change, Loss, Salvage
+from shmlog.disk.salvage import Loss, Salvage
 from shmlog.errors import AttachError, FormatError
 from shmlog.format.layout import FORMAT_VERSION
 from shmlog.format.marks import Header
@@ -59,6 +60,7 @@ class RepairReport:
 
     @property
     def lost_bytes(self) -> int:
+        """Of all ranges together."""
         return sum(loss.end_lsn - loss.begin_lsn for loss in self.lost)
 
     def to_dict(self) -> dict[str, Any]:
