@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LogFailedError,
         LogFullError,
         RecordTooLargeError,
+        RestartUnclearError,
         ShmlogError,
         TrimmedError,
     )
@@ -37,7 +38,7 @@ _HOMES = {
     "handle.cursor": "Cursor",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
-        " ShmlogError TrimmedError"
+        " RestartUnclearError ShmlogError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
@@ -67,6 +68,7 @@ __all__ = [
     "Recovery",
     "RepairReport",
     "Reservation",
+    "RestartUnclearError",
     "ShmlogError",
     "Statistics",
     "TrimmedError",
