@@ -14,7 +14,7 @@ from shmlog.disk import rewriting
 from shmlog.system import files
 
 PAGES = 40
-RANGES = [(0, 4096), (5000, 5001), (4096, 12288), (4095, 16385), (100_000, 163_840)]
+RANGES = [(0, 4096), (5000, 5001), (4096, 12288), (4095, 16385), (106_500, 163_840)]
 
 
 @pytest.fixture
