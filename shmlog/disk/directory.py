@@ -40,6 +40,13 @@ class Directory:
         self.lock_path = os.path.join(path, "LOCK")
         self.flusher_log_path = os.path.join(path, "flusher.log")
 
+    def sync_names(self) -> None:
+        """Make durable that the log is there: whoever made it may have been killed before it did."""
+        for path in (self.segments_path, self.path):
+            files.sync_directory(path)
+        with contextlib.suppress(PermissionError):  # not every user of a log may read what it lies in
+            files.sync_directory(os.path.dirname(self.path))
+
 
 def _identity_path(path: str) -> str:
     return os.path.join(path, "shmlog.json")
