@@ -160,6 +160,7 @@ def recover(directory: Directory, boot_id: bytes, *, restarted: bool | None = No
     set-up byte and knows that nobody is alive.  OSError: the disk does not take what is in
     memory, and nothing more is vouched for."""
     found = inspect(directory, boot_id, restarted=restarted, whole=True)
+    directory.sync_names()
     _make_durable(directory, found, directory.origin(boot_id))
     if found.failure is not None:
         failure.forget(directory)
