@@ -25,7 +25,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.format.layout import CB
+from shmlog.format.layout import CB, SEGMENT_HEADER_BYTES
 from shmlog.memory.control import ControlBlock
 from shmlog.session import flushers
 from shmlog.tools import info
@@ -121,13 +121,13 @@ def failed(log_path: Path) -> Iterator[shmlog.Log]:
         append_some(log, 1, 20)
         log.wait_durable()
         segment = log_path / "segments" / f"{log.reserved_lsn // SEGMENT_BYTES * SEGMENT_BYTES:020d}.seg"
-        os.truncate(segment, 4096)
+        os.truncate(segment, SEGMENT_HEADER_BYTES)
         with pytest.raises(shmlog.LogFailedError) as raised:
             while True:
                 log.append(bytes(4096), timeout=2)
         assert raised.value.errno == errno.EFAULT
         yield log
-        os.truncate(segment, 4096 + SEGMENT_BYTES)
+        os.truncate(segment, SEGMENT_HEADER_BYTES + SEGMENT_BYTES)
 
 
 def test_a_writer_that_finds_the_log_failed_has_a_note_left_by_the_flusher(

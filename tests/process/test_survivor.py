@@ -26,7 +26,7 @@ from support.processes import (
 
 import shmlog
 from shmlog.disk.recovery import Case
-from shmlog.format.layout import CB
+from shmlog.format.layout import CB, SEGMENT_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -64,7 +64,7 @@ def _spoil(path: Path, lsn: int) -> None:
     """One bit of the record at lsn is another."""
     segment = path / "segments" / f"{lsn // SEGMENT_BYTES * SEGMENT_BYTES:020d}.seg"
     with segment.open("r+b") as file:
-        file.seek(4096 + lsn % SEGMENT_BYTES + 40)
+        file.seek(SEGMENT_HEADER_BYTES + lsn % SEGMENT_BYTES + 40)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
@@ -75,7 +75,7 @@ def _zero_from(path: Path, lsn: int) -> None:
         keep = max(0, lsn - int(segment.stem))
         if keep < SEGMENT_BYTES:
             size = segment.stat().st_size
-            os.truncate(segment, 4096 + keep)
+            os.truncate(segment, SEGMENT_HEADER_BYTES + keep)
             os.truncate(segment, size)
 
 
