@@ -28,6 +28,7 @@ static segment_entry_t entries[2][4];
 static int bells; /* posted and not yet waited for */
 static int step_locked;
 static view_t bell_view, step_view;
+static uint64_t prepared_at_first;
 
 _Atomic uint64_t process_ticket = 1;
 
@@ -55,8 +56,8 @@ static int watched(const volatile void *at) {
 static void prepare(void) {
     memset(control, 0, sizeof control);
     atomic_store(word_at(control, CB_STATE), STATE_RUNNING);
-    atomic_store(word_at(control, CB_PREPARED_LSN), (uint64_t)SEGMENT);
-    atomic_store(word_at(control, CB_LIMIT_LSN), (uint64_t)WINDOW);
+    atomic_store(word_at(control, CB_PREPARED_LSN), prepared_at_first);
+    atomic_store(word_at(control, CB_LIMIT_LSN), prepared_at_first);
     atomic_store(word_at(control, CB_INTENT_LSN), NO_LSN);
     for (unsigned n = 0; n < SLOTS; n++) {
         for (unsigned claim = 0; claim < CLAIM_COUNT; claim++)
@@ -71,18 +72,6 @@ static void prepare(void) {
 }
 
 /* ---- what the threads do ---- */
-
-static void append(writer_t *w, unsigned tag) {
-    uint8_t data[PAYLOAD];
-    memset(data, (int)tag, sizeof data);
-    piece_t piece = {.data = data, .bytes = sizeof data};
-    plan_t plan = plan_pieces(w, &piece, 1);
-    plan.tag = tag;
-    ticketed_t t;
-    uint64_t lsn;
-    if (claim_take(w, &t) != OUTCOME_DONE || append_plan(w, &plan, &t, &lsn) != OUTCOME_DONE)
-        model_fail("an append was refused although there is room");
-}
 
 static void ring_bell(void) {
     model_switch();
@@ -168,6 +157,27 @@ static void wait_for(uint64_t watermark, uint64_t wanted, uint64_t sleep_word, u
     }
 }
 
+static void append(writer_t *w, unsigned tag) {
+    uint8_t data[PAYLOAD];
+    memset(data, (int)tag, sizeof data);
+    piece_t piece = {.data = data, .bytes = sizeof data};
+    plan_t plan = plan_pieces(w, &piece, 1);
+    plan.tag = tag;
+    for (;;) {
+        ticketed_t t = {0};
+        uint64_t lsn;
+        if (claim_take(w, &t) != OUTCOME_DONE)
+            model_fail("no claim is free");
+        int outcome = append_plan(w, &plan, &t, &lsn);
+        if (outcome == OUTCOME_DONE)
+            return;
+        claim_give(w, &t);
+        if (outcome != OUTCOME_ROOM || t.want > SEGMENT)
+            model_fail("an append was refused for ever although there is room");
+        wait_for(CB_LIMIT_LSN, CB_WANTED_LIMIT, CB_COMMIT_SLEEP, t.want);
+    }
+}
+
 /* ---- the scenarios ---- */
 
 static void append_first(void) { append(&writers[0], 1); }
@@ -185,6 +195,14 @@ static void step_twice(void) {
     step();
 }
 
+/* Preparer.loop: the bytes, then how far they go, then the limit. */
+static void prepare_piece(void) {
+    memset(model_plain, 0, FRAME);
+    atomic_store(word_at(control, CB_PREPARED_LSN), (uint64_t)WINDOW);
+    step();
+    word_wake(word_at(control, CB_LIMIT_LSN));
+}
+
 static void read_committed(void) {
     if (word_wait(control, CB_COMMITTED_LSN, CB_WANTED_COMMITTED, CB_COMMIT_SLEEP, 1, 0, 0, 0) == WAIT_REACHED)
         read_record(0);
@@ -197,7 +215,6 @@ static void look_for_holes(void) {
 }
 
 static void commit_one(void) { commit_until(FRAME); }
-static void commit_nothing(void) {}
 
 static void wait_committed(void) {
     wait_for(CB_COMMITTED_LSN, CB_WANTED_COMMITTED, CB_COMMIT_SLEEP, FRAME);
@@ -247,7 +264,8 @@ static const scenario_t scenarios[] = {
     {"read", {append_first, step_twice, read_committed}, check_one},
     {"writers", {append_first, append_second, step_twice, read_committed}, check_two},
     {"holes", {append_first, step_twice, look_for_holes}, check_one},
-    {"handle", {append_first, append_by_the_same, commit_nothing}, check_two},
+    {"handle", {append_first, append_by_the_same}, check_two},
+    {"room", {append_first, prepare_piece, step_twice}, check_one},
     {"sleep", {append_and_ring, commit_one}, check_one},
     {"wait", {append_and_ring, commit_one, wait_committed}, check_one},
     {"sync", {append_and_sync, wait_durable}, check_one},
@@ -258,6 +276,7 @@ int main(int count, char **arguments) {
     for (size_t i = 0; count > 2 && i < sizeof scenarios / sizeof *scenarios; i++) {
         if (strcmp(arguments[1], scenarios[i].name) != 0)
             continue;
+        prepared_at_first = strcmp(arguments[1], "room") == 0 ? 0 : WINDOW;
         uint64_t seed = count > 4 ? strtoull(arguments[3], NULL, 10) : 0;
         uint64_t most = count > 4 ? strtoull(arguments[4], NULL, 10) : 0;
         uint64_t runs = model_explore(prepare, &scenarios[i], (unsigned)atoi(arguments[2]), seed, most);

@@ -26,9 +26,10 @@ SCENARIOS = {
     "writers": (1, 2),
     "holes": (2, 4),
     "handle": (2, 4),
-    "sleep": (3, 6),
+    "room": (2, 3),
+    "sleep": (3, 5),
     "wait": (2, 3),
-    "sync": (3, 5),
+    "sync": (3, 4),
 }
 
 
@@ -97,6 +98,9 @@ REACHED = """    shared_u64 *word = word_at(control, watermark);
     if (atomic_load(word) >= target)"""
 RING = "atomic_load(word_at(control, sleep_word)) != SLEEP_AWAKE"
 FLOOR = "atomic_load_explicit(&w->floor, memory_order_acquire)"
+LIMIT = "end > atomic_load_explicit(limit, memory_order_acquire)"
+LIMIT_STORE = "atomic_store(limit_word, c->limit); /* LIMIT (release) */"
+PREPARED = "atomic_load_explicit(word_at(control, CB_PREPARED_LSN), memory_order_acquire)"
 FENCE = "atomic_thread_fence(memory_order_seq_cst)"
 WEAK_FENCE = FENCE.replace("seq_cst", "acq_rel")
 DURABLE = "atomic_store(durable, target);"
@@ -121,7 +125,10 @@ LEFT_OUT = {
     "a claim is given up relaxed": ("core/writer.h", GIVEN, weaker(GIVEN), "holes", 2, HOLE),
     "a claim is stored after RESERVE": ("core/append.h", CLAIM_STORE, "", "holes", 2, HOLE),
     "RESERVE is relaxed": ("core/append.h", RESERVE, weaker(RESERVE), "holes", 2, HOLE),
-    "the floor is loaded relaxed": ("core/append.h", FLOOR, weaker(FLOOR), "handle", 2, "refused"),
+    "the floor is loaded relaxed": ("core/append.h", FLOOR, weaker(FLOOR), "handle", 2, "for ever"),
+    "LIMIT is loaded relaxed": ("core/append.h", LIMIT, weaker(LIMIT), "room", 2, RACE),
+    "LIMIT is stored relaxed": ("core/commit.h", LIMIT_STORE, weaker(LIMIT_STORE), "room", 2, RACE),
+    "prepared is loaded relaxed": ("core/commit.h", PREPARED, weaker(PREPARED), "room", 2, RACE),
     "SLEEP: its load is relaxed": ("core/append.h", SLEEPS, weaker(SLEEPS), "sleep", 3, LOST),
     "SLEEP: the bits are release only": ("core/bitmap.h", PUBLISH, PUBLISH_RELEASE, "sleep", 3, LOST),
     "SLEEP: the scan's fence is weak": ("orderings.c", FENCE, WEAK_FENCE, "sleep", 3, LOST),
