@@ -14,6 +14,7 @@ The shapes are small, so that the whole stays within a minute; `make crash` expl
     ROOM     a writer meets the end of what is prepared, and waits; a thread of the flusher
              prepares the next piece
     TURNS    two newcomers take the one slot in turn, and give it back
+    BESIDE   two newcomers and two slots: one leaves while the other goes on
     HEIR     two newcomers and one slot: the first may die anywhere, and the other take its
              slot once that has been retired
 
@@ -37,6 +38,7 @@ THREADS = Shape(sizes=((2,), (1,)), window=64, deaths=0, begin=63, two_commit=Tr
 HANDLE = Shape(sizes=((2,), (1,)), window=64, deaths=1, begin=63, one_handle=True)
 ROOM = Shape(sizes=((20,), (20,)), window=64, deaths=0, piece=32)
 TURNS = Shape(sizes=((1,), (1,)), window=64, deaths=0, begin=63, seats=1, leave=True)
+BESIDE = Shape(sizes=((1,), (1,)), window=64, deaths=0, begin=63, seats=2, leave=True)
 HEIR = Shape(sizes=((2,), (1,)), window=64, deaths=1, begin=63, seats=1, leave=True)
 
 LARGE = {
@@ -347,7 +349,7 @@ def report(capsys: pytest.CaptureFixture[str], name: str, found: Explored) -> No
         print(f" {name}: {found.states} states in {found.runs} runs", end="", flush=True)
 
 
-NAMES = ["SMALL", "DEATHS", "WORDS", "BORDER", "THREADS", "HANDLE", "ROOM", "TURNS", "HEIR"]
+NAMES = ["SMALL", "DEATHS", "WORDS", "BORDER", "THREADS", "HANDLE", "ROOM", "TURNS", "BESIDE", "HEIR"]
 
 
 @pytest.mark.parametrize("name", NAMES)

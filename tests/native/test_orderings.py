@@ -98,6 +98,7 @@ REACHED = """    shared_u64 *word = word_at(control, watermark);
     if (atomic_load(word) >= target)"""
 RING = "atomic_load(word_at(control, sleep_word)) != SLEEP_AWAKE"
 FLOOR = "atomic_load_explicit(&w->floor, memory_order_acquire)"
+FLOOR_SET = "atomic_store_explicit(&w->floor, end, memory_order_release);"
 LIMIT = "end > atomic_load_explicit(limit, memory_order_acquire)"
 LIMIT_STORE = "atomic_store(limit_word, c->limit); /* LIMIT (release) */"
 PREPARED = "atomic_load_explicit(word_at(control, CB_PREPARED_LSN), memory_order_acquire)"
@@ -126,6 +127,7 @@ LEFT_OUT = {
     "a claim is stored after RESERVE": ("core/append.h", CLAIM_STORE, "", "holes", 2, HOLE),
     "RESERVE is relaxed": ("core/append.h", RESERVE, weaker(RESERVE), "holes", 2, HOLE),
     "the floor is loaded relaxed": ("core/append.h", FLOOR, weaker(FLOOR), "handle", 2, "for ever"),
+    "the floor is stored relaxed": ("core/append.h", FLOOR_SET, weaker(FLOOR_SET), "handle", 2, "for ever"),
     "LIMIT is loaded relaxed": ("core/append.h", LIMIT, weaker(LIMIT), "room", 2, RACE),
     "LIMIT is stored relaxed": ("core/commit.h", LIMIT_STORE, weaker(LIMIT_STORE), "room", 2, RACE),
     "prepared is loaded relaxed": ("core/commit.h", PREPARED, weaker(PREPARED), "room", 2, RACE),
