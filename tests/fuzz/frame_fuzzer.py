@@ -59,7 +59,7 @@ def build(sanitizers: tuple[str, ...] = SANITIZERS) -> Path:
         }
         for name, arguments in parts.items():
             _run([*command, *arguments, "-o", str(work / name)])
-        _run([*command, *(str(work / name) for name in parts), "-o", str(work / "program")])
+        _run([*command, *(str(work / name) for name in parts), "-o", str(work / "program"), "-lpthread"])
         program.parent.mkdir(exist_ok=True)
         os.replace(work / "program", program)
     finally:
@@ -102,6 +102,11 @@ def fuzz(
 def replay(program: Path, inputs: Sequence[Path]) -> Fuzzed:
     """Judge inputs that were kept."""
     return _judged(program, ["replay", *map(str, inputs)])
+
+
+def race(program: Path, count: int) -> Fuzzed:
+    """Walk a frame whose length another thread changes for ever."""
+    return _judged(program, ["race", str(count)])
 
 
 def _judged(program: Path, arguments: Sequence[str]) -> Fuzzed:

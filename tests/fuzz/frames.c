@@ -2,6 +2,7 @@
  *
  *     frames fuzz SECONDS COUNT SEED INPUT [SAVE]   mutate for so long, or so often (0: no bound)
  *     frames replay FILE...                         judge inputs that were kept
+ *     frames race COUNT                             walk a frame whose length changes meanwhile
  *
  *     input   | place, 56 bytes: where in the log, which bounds, what is wanted | frames |
  *
@@ -13,6 +14,7 @@
  * end.  INPUT is a file that always holds the present input, whatever becomes of the process.
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -382,11 +384,53 @@ UNTRACED static int replay(char **paths, int count) {
     return 0;
 }
 
+/* ------------------------------------------------------------------- racing */
+
+static uint8_t *racing_length;
+
+UNTRACED static void *change_length(void *unused) {
+    (void)unused;
+    for (uint32_t n = 0;; n++)
+        *(volatile uint32_t *)(void *)racing_length = n & 1 ? 0 : 0x7FFFFFE0;
+    return NULL;
+}
+
+enum { CHANGES_MIN = 20000 };
+
+/* Somebody changes a length for ever while it is read, as one who shares the memory can: what
+ * was checked is what has to be used.  Both values are seen in turn, or it was no race. */
+UNTRACED static int race(uint64_t rounds) {
+    pthread_t thread;
+    uint8_t *base = arena_end - 64;
+    uint64_t changes = 0;
+    double until = now_s() + 10;
+    memset(base, 0, 64);
+    base[30] = KIND_DATA;
+    racing_length = base;
+    if (pthread_create(&thread, NULL, change_length, NULL) != 0)
+        return 2;
+    columns_t none = {.capacity = UINT64_MAX};
+    for (enum frame_problem before = FRAME_VALID; executions < rounds || changes < CHANGES_MIN;) {
+        walk_t w = frame_walk(base, 0, 0, 64, 0, 0, -1, 0, &none);
+        if (w.next_lsn > 64)
+            violation("a walk leaves its bounds", w.next_lsn, 64);
+        changes += w.problem != before;
+        before = w.problem;
+        if (++executions % 1024 == 0 && now_s() > until)
+            break; /* one core only, and much else to do */
+    }
+    printf("executions %llu\n", (unsigned long long)executions);
+    fflush(stdout);
+    _exit(changes < CHANGES_MIN / 1000 ? 2 : 0);
+}
+
 UNTRACED int main(int count, char **arguments) {
     prepare();
     if (count >= 6 && strcmp(arguments[1], "fuzz") == 0)
         return fuzz(arguments + 2, count - 2);
     if (count >= 2 && strcmp(arguments[1], "replay") == 0)
         return replay(arguments + 2, count - 2);
+    if (count == 3 && strcmp(arguments[1], "race") == 0)
+        return race(strtoull(arguments[2], NULL, 10));
     return 2;
 }

@@ -41,6 +41,12 @@ def test_inputs_that_were_kept_are_read_as_the_format_page_says(program: Path) -
     assert found.executions == len(kept)
 
 
+def test_a_length_that_changes_while_it_is_read_is_read_once(program: Path) -> None:
+    found = frame_fuzzer.race(program, 1_000_000)
+    assert not found.violation, found.violation
+    assert found.executions >= 1_000_000
+
+
 class Lenient(PyLog):
     """The second reader over one run of frames in memory; padding may hold anything, as in the core."""
 
