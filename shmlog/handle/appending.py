@@ -11,7 +11,6 @@ This module knows why an append waits.  It may not know how a log is opened.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from shmlog import _native
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import map_segment
-from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError
+from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError, errno_text
 from shmlog.format.layout import CB
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
@@ -146,7 +145,7 @@ class Appending(_native.Writer):
         control = self._control
         full_errno = control.load(CB.FULL_ERRNO)
         if full_errno:
-            return f"no room for [.., {end}): the flusher cannot prepare more: {os.strerror(full_errno)}"
+            return f"no room for [.., {end}): the flusher cannot prepare more: {errno_text(full_errno)}"
         committed, limit = control.committed_lsn, control.limit_lsn
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"

@@ -8,7 +8,16 @@ import struct
 from pathlib import Path
 
 import pytest
-from support.processes import SEGMENT_BYTES, Child, Wire, block_path, flusher_pids, is_alive, until
+from support.processes import (
+    SEGMENT_BYTES,
+    Child,
+    Wire,
+    block_path,
+    flusher_pids,
+    is_alive,
+    lose_shared_memory,
+    until,
+)
 
 import shmlog
 from shmlog.format.layout import CB
@@ -77,3 +86,11 @@ def test_a_scribbled_word_ends_every_call_and_costs_no_durable_record(
         own = [bytes(record.data) for record in log.read()]
         assert own[:COUNT] == [b"%1000d" % n for n in range(COUNT)]
         log.append(b"and on", durable=True)
+
+
+def test_an_overwritten_reason_for_a_full_disk_is_told_as_it_is(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, flusher="external", timeout=0.1) as log:
+        log._joined.control.native.store(CB.FULL_ERRNO, 2**64 - 1)
+        with pytest.raises(shmlog.LogFullError, match=f"cannot prepare more: Unknown error {2**64 - 1}"):
+            log.append(b"x")
+    lose_shared_memory(log_path)
