@@ -14,6 +14,8 @@ Invariants
       stores to it any more then. Of a page that was preallocated and never written before,
       that is not enough on ext4 (it thinks the extent was converted when the write
       failed), so it is asked.
+  S4  No mark is written from watermarks that are out of order: two such marks go over both
+      copies, and the files alone are no log any more.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -147,7 +149,7 @@ class Syncer:
     def _sync_some(self, durable: int, target: int) -> None:
         """One cycle: [durable, target)."""
         old, geometry = self.mark, self._geometry
-        trimmed = self._control.trimmed_lsn
+        trimmed, _ = self._control.bounds()  # S4
         if durable < self._suspect_lsn:
             try:
                 self._write_anew(durable, min(target, self._suspect_lsn))
@@ -181,8 +183,8 @@ class Syncer:
 
     def sync_mark(self, clean: bool) -> None:
         """Carry the last mark to disk: then the disk itself vouches for all of it."""
-        durable = self._control.durable_lsn
-        self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean)
+        durable, (trimmed, _) = self._control.durable_lsn, self._control.bounds()  # S4
+        self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=trimmed, clean=clean)
         last = max(0, durable - 1)
         if not self._segments.exists(last):
             return
