@@ -20,6 +20,7 @@ from support.processes import (
 )
 
 import shmlog
+from shmlog.disk.segments import map_segment
 from shmlog.format.layout import CB
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -86,6 +87,19 @@ def test_a_scribbled_word_ends_every_call_and_costs_no_durable_record(
         own = [bytes(record.data) for record in log.read()]
         assert own[:COUNT] == [b"%1000d" % n for n in range(COUNT)]
         log.append(b"and on", durable=True)
+
+
+def test_an_append_ends_though_its_tail_was_overwritten_and_put_right_again(log_path: Path) -> None:
+    """A higher segment is mapped where the tail's should be, and does not make way for it."""
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES) as log:
+        log.append(b"before", durable=True)
+        for number in range(1, 9):
+            log._map(number, map_segment(log._directory, 0, writable=True))
+        for timeout in (0.0, 0.1):
+            with pytest.raises(TimeoutError, match="the append ran out"):
+                log.append(b"x", timeout=timeout)
+    with shmlog.open(log_path) as log:
+        assert log.append(b"and on") == 64
 
 
 def test_an_overwritten_reason_for_a_full_disk_is_told_as_it_is(log_path: Path) -> None:
