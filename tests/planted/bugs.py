@@ -28,7 +28,7 @@ def bug(name: str, caught_by: str, *changes: tuple[str, str, str]) -> Bug:
 
 
 INTERLEAVE = "interleave/test_every_interleaving.py::test_no_interleaving_loses_a_record_or_gets_stuck"
-FRAMES = "fuzz/test_frames.py::test_mutated_frames_are_read_as_the_format_page_says"
+FRAMES = "fuzz/test_fuzz_frames.py::test_mutated_frames_are_read_as_the_format_page_says"
 RESTART = "crash/test_restart.py::test_"
 FAILING_DISK = "crash/test_failing_disk.py::test_"
 FLUSHER_DEATH = "process/test_flusher_death.py::test_"
@@ -207,7 +207,7 @@ WORST = (
     ),
     bug(
         "a length is read again after its check",
-        "fuzz/test_frames.py::test_a_length_that_changes_while_it_is_read_is_read_once",
+        "fuzz/test_fuzz_frames.py::test_a_length_that_changes_while_it_is_read_is_read_once",
         (
             "native/core/frame.h",
             """        lsn += frame_bytes(f.payload_bytes);
@@ -429,8 +429,32 @@ MENDED = (
         ("system/files.py", "isinstance(mode, int) or mode & ~0o664 or", "isinstance(mode, int) or"),
     ),
     bug(
+        "a mark is written from watermarks that are out of order",
+        "unit/flusher/test_marks.py::test_no_mark_is_written_from_watermarks_that_are_out_of_order",
+        (
+            "flusher/syncing.py",
+            "        trimmed, _ = self._control.bounds()  # S4\n",
+            "        trimmed = self._control.trimmed_lsn\n",
+        ),
+    ),
+    bug(
+        "an append maps segments for ever",
+        "process/test_scribbled_block.py"
+        "::test_an_append_ends_though_its_tail_was_overwritten_and_put_right_again",
+        (
+            "handle/appending.py",
+            "            if time.monotonic() >= deadline + grace_s:\n",
+            "            if lsn < committed and time.monotonic() >= deadline + grace_s:\n",
+        ),
+    ),
+    bug(
+        "an errno that no system has is an OverflowError",
+        "unit/test_errors.py::test_an_errno_that_no_system_has_is_told_as_it_is",
+        ("errors.py", "    except OverflowError:\n", "    except KeyError:\n"),
+    ),
+    bug(
         "a range may end at the last LSN there is",
-        "fuzz/test_frames.py::test_a_range_up_to_the_last_lsn_there_is_is_refused",
+        "fuzz/test_fuzz_frames.py::test_a_range_up_to_the_last_lsn_there_is_is_refused",
         ("native/python/frames.c", "        end <= NO_LSN - (GRANULE_BYTES - 1) && begin", "        begin"),
     ),
 )
