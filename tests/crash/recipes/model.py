@@ -5,6 +5,7 @@ Hypothesis shrinks what fails; its steps are the violation.
 
 from __future__ import annotations
 
+import logging
 import traceback
 import warnings
 
@@ -20,6 +21,7 @@ STEPS = 50
 
 def _run(budget: Budget) -> Tally:
     tally, turn = Tally(), 0
+    logging.getLogger("shmlog").addHandler(logging.NullHandler())  # what recovery says is expected here
     warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
     options = settings(
         max_examples=EXAMPLES,
