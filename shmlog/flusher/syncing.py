@@ -13,6 +13,8 @@ Invariants
       too) is written anew, read back from the disk, and its frames checked, as soon as it
       is committed: nobody stores to it any more then (disk/rewriting says why no less
       will do).  What does not hold is a failure: it is gone from memory.
+  S4  No mark is written from watermarks that are out of order: two such marks go over both
+      copies, and the files alone are no log any more.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -149,7 +151,7 @@ class Syncer:
     def _sync_some(self, durable: int, target: int) -> None:
         """One cycle: [durable, target)."""
         old, geometry = self.mark, self._geometry
-        trimmed = self._control.trimmed_lsn
+        trimmed, _ = self._control.bounds()  # S4
         if durable < self._suspect_lsn:
             try:
                 self._segments.rewrite(durable, target)
@@ -173,9 +175,9 @@ class Syncer:
 
     def sync_mark(self, clean: bool) -> None:
         """Carry the last mark to disk: then the disk itself vouches for all of it."""
-        durable = self._control.durable_lsn
+        durable, (trimmed, _) = self._control.durable_lsn, self._control.bounds()  # S4
         self.mark = self.mark.next(
-            durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean, origin=self._origin()
+            durable_lsn=durable, trimmed_lsn=trimmed, clean=clean, origin=self._origin()
         )
         last = max(0, durable - 1)
         if not self._segments.exists(last):

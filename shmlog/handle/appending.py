@@ -11,7 +11,6 @@ This module knows why an append waits.  It may not know how a log is opened.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from shmlog import _native
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import map_segment
-from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError
+from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError, errno_text
 from shmlog.format.layout import CB
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
@@ -31,6 +30,11 @@ from shmlog.system.processes import describe
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+MAPPING_S = 1.0
+"""An append that may not wait maps its segment all the same.  One that is still not through
+after so long never will be: an overwritten tail led to a higher segment in the same place."""
 
 
 class Appending(_native.Writer):
@@ -97,7 +101,8 @@ class Appending(_native.Writer):
         elif reason == _native.SLOW_MAP:
             trimmed, committed = self._control.bounds()  # damaged: no segment is the tail's
             self._map_segment(lsn)
-            if lsn < committed and time.monotonic() >= deadline:
+            grace_s = 0.0 if lsn < committed else MAPPING_S
+            if time.monotonic() >= deadline + grace_s:
                 raise TimeoutError(f"the log went on past LSN {lsn} (trimmed {trimmed}): the append ran out")
         elif reason == _native.SLOW_DURABLE:
             if not self._waiting.until(DURABLE, lsn + 1, deadline):
@@ -150,7 +155,7 @@ class Appending(_native.Writer):
         control = self._control
         full_errno = control.load(CB.FULL_ERRNO)
         if full_errno:
-            return f"no room for [.., {end}): the flusher cannot prepare more: {os.strerror(full_errno)}"
+            return f"no room for [.., {end}): the flusher cannot prepare more: {errno_text(full_errno)}"
         committed, limit = control.committed_lsn, control.limit_lsn
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"

@@ -26,10 +26,11 @@ static PyObject *py_crc32c_table(PyObject *module, PyObject *args) {
     return PyLong_FromUnsignedLong(crc);
 }
 
-/* [begin, end) must lie inside the buffer whose first byte is base_lsn. */
+/* [begin, end) must lie inside the buffer whose first byte is base_lsn.  Not up to the last
+ * LSN there is: a step of a granule from below `end` would begin again at 0. */
 static int walk_bounds(const Py_buffer *view, uint64_t base_lsn, uint64_t begin, uint64_t end) {
     if (base_lsn <= begin && begin <= end && end - base_lsn <= (uint64_t)view->len &&
-        begin % GRANULE_BYTES == 0)
+        end <= NO_LSN - (GRANULE_BYTES - 1) && begin % GRANULE_BYTES == 0)
         return 0;
     PyErr_Format(PyExc_ValueError, "[%llu, %llu) is not inside %zd bytes from %llu",
                  (unsigned long long)begin, (unsigned long long)end, view->len, (unsigned long long)base_lsn);
