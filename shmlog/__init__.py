@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.memory.statistics import Statistics
     from shmlog.records.batch import Record, RecordBatch
+    from shmlog.records.scan import ArrowScan, Scan
     from shmlog.tools.recover import recover
     from shmlog.tools.verify import VerifyReport, verify
 
@@ -43,6 +44,7 @@ _HOMES = {
     "tools.recover": "recover",
     "memory.statistics": "Statistics",
     "records.batch": "Record RecordBatch",
+    "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
     "tools.verify": "VerifyReport verify",
     "_native": "Reservation",
@@ -50,6 +52,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "ArrowScan",
     "AttachError",
     "ClosedError",
     "CorruptionError",
@@ -64,6 +67,7 @@ __all__ = [
     "RecordTooLargeError",
     "Recovery",
     "Reservation",
+    "Scan",
     "ShmlogError",
     "Statistics",
     "TrimmedError",

@@ -30,7 +30,7 @@ from shmlog.handle.turns import Turns
 from shmlog.memory.statistics import Statistics, gather
 from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting
 from shmlog.records.batch import Record
-from shmlog.records.reader import Reader
+from shmlog.records.reader import CoreTags, Reader, Tags, core_tags
 from shmlog.session import flushers
 from shmlog.session.attachment import Attachment, attach
 from shmlog.session.departure import leave_unserved, see_off
@@ -160,7 +160,7 @@ class Log(Appending, Reading):
             self._renew()
             raise
         joined = self._joined
-        self._reader.close()
+        self._close_reading()
         joined.detach()
         try:
             see_off(joined, deadline, self._ensure_flusher if self._flusher_mode == "auto" else None)
@@ -263,10 +263,12 @@ class Log(Appending, Reading):
     def _bounds(self) -> tuple[int, int]:
         return self._attached().control.bounds()
 
-    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
+    def tail(
+        self, start: int | None = None, timeout: float | None = None, *, tags: Tags = None
+    ) -> Iterator[Record]:
         """Yield records as they are committed, waiting for more at the end.
 
-        start: as read(), default from now on. timeout: seconds without a record after
+        start, tags: as read(), default from now on. timeout: seconds without any record after
         which TimeoutError is raised; None waits for ever, noticing a closed handle
         (ClosedError), a failed log (LogFailedError) and a dead flusher (a new one is
         started).
@@ -274,12 +276,12 @@ class Log(Appending, Reading):
         seconds = None if timeout is None else check_timeout(timeout)
         begin = self._attached().control.committed_lsn if start is None else start
         begin, _ = self._range(begin, None)
-        return self._tail(begin, seconds, start is not None)
+        return self._tail(begin, seconds, start is not None, core_tags(tags))
 
-    def _tail(self, begin: int, seconds: float | None, named: bool) -> Iterator[Record]:
+    def _tail(self, begin: int, seconds: float | None, named: bool, tags: CoreTags) -> Iterator[Record]:
         while True:
             _, committed = self._bounds()
-            yield from self._reader.records(begin, committed, committed, named=named)
+            yield from self._reader.records(begin, committed, committed, True, named, tags)
             begin, named = max(begin, committed), named and committed <= begin
             wait_s = 3600.0 if seconds is None else seconds
             if not self._waiting.until(COMMITTED, begin + 1, deadline_after(wait_s)) and seconds is not None:

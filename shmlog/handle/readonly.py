@@ -16,7 +16,7 @@ from shmlog.errors import ClosedError
 from shmlog.format.layout import CB
 from shmlog.handle.reading import Reading
 from shmlog.records.batch import Record
-from shmlog.records.reader import Reader
+from shmlog.records.reader import CoreTags, Reader, Tags, core_tags
 from shmlog.session.look import Dead, Live, Look
 from shmlog.system.deadlines import check_timeout
 
@@ -87,15 +87,17 @@ class ReadonlyLog(Reading):
         now = self._now()
         return now.block.load(CB.DURABLE_LSN) if isinstance(now, Live) else now.recovery.vouched_lsn
 
-    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
+    def tail(
+        self, start: int | None = None, timeout: float | None = None, *, tags: Tags = None
+    ) -> Iterator[Record]:
         """As Log.tail(), but looks every few milliseconds: a reader without a participant
         slot cannot be woken.  Waits on a dead log too, and goes on with the records of every
         later session, until TimeoutError."""
         seconds = None if timeout is None else check_timeout(timeout)
         begin, _ = self._range(self.committed_lsn if start is None else start, None)
-        return self._tail(begin, seconds, start is not None)
+        return self._tail(begin, seconds, start is not None, core_tags(tags))
 
-    def _tail(self, begin: int, seconds: float | None, named: bool) -> Iterator[Record]:
+    def _tail(self, begin: int, seconds: float | None, named: bool, tags: CoreTags) -> Iterator[Record]:
         now = self._now()
         quiet_since = looked_at = time.monotonic()
         pause_s = 0.0005
@@ -104,7 +106,7 @@ class ReadonlyLog(Reading):
                 raise ClosedError(f"the log {self.path} has been closed")
             _, committed = now.bounds()
             if committed > begin:
-                yield from self._reader.records(begin, committed, committed, named=named)
+                yield from self._reader.records(begin, committed, committed, True, named, tags)
                 named = False
                 begin, quiet_since, pause_s = committed, time.monotonic(), 0.0005
                 continue
@@ -120,7 +122,7 @@ class ReadonlyLog(Reading):
     def close(self) -> None:
         """Close the handle; views stay valid."""
         self._closed = True
-        self._reader.close()
+        self._close_reading()
 
     def __enter__(self) -> ReadonlyLog:
         return self
