@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
     from shmlog.tools.recover import recover
+    from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "tools.recover": "recover",
+    "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
     "records.batch": "Record RecordBatch",
     "records.scan": "ArrowScan Scan",
@@ -66,6 +68,7 @@ __all__ = [
     "RecordBatch",
     "RecordTooLargeError",
     "Recovery",
+    "RepairReport",
     "Reservation",
     "Scan",
     "ShmlogError",
@@ -75,6 +78,7 @@ __all__ = [
     "open",
     "open_readonly",
     "recover",
+    "repair",
     "verify",
 ]
 

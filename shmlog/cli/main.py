@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+
+    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
+    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
     return parser
 
 
