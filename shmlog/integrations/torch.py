@@ -35,13 +35,13 @@ class LogDataset(IterableDataset[Any]):
 
     dtype: what every payload is (ValueError at one of another size); its shape is a tensor's
     shape, and the fields of a structured dtype are a dictionary of tensors. start: an LSN
-    (default: the oldest record); the end is what is committed when the dataset is made, or with follow=True there
-    is none: iterating blocks for more, `timeout` seconds at most for each batch (None: for
-    ever), and ends then. tags: an int, a range or a set of those wanted. batch_size: yield
-    tensors of shape (batch_size, *dtype.shape), shorter at the end, and while following as many
-    as there are; use a DataLoader with
-    batch_size=None then. rank and ranks: of a distributed job; every rank reads its share.
-    transform: called with what would be yielded.
+    (default: the oldest record). The end is what is committed when the dataset is made; with
+    follow=True there is none: iterating blocks for more, `timeout` seconds at most for each
+    batch (None: for ever), and ends then. tags: an int, a range or a set of those wanted.
+    batch_size: yield tensors of shape (batch_size, *dtype.shape), shorter at the end, and while
+    following as many as there are; use a DataLoader with batch_size=None then. rank, ranks: of
+    a distributed job, in which every rank reads its share. transform: called with what would
+    be yielded.
 
     state_dict() and load_state_dict() are those of torchdata's StatefulDataLoader: where this
     worker goes on, by LSN. Reads without joining the log; TrimmedError if what is to be read
@@ -99,8 +99,8 @@ class LogDataset(IterableDataset[Any]):
         number, count = self._share()
         if (state["part"], state["parts"]) != (number, count):
             raise ValueError(
-                f"the state is of part {state['part']} of {state['parts']}, and this is part {number} of {count}:"
-                " resume with the same number of workers and ranks"
+                f"the state is of part {state['part']} of {state['parts']}, and this is part {number} of"
+                f" {count}: resume with the same number of workers and ranks"
             )
         self._resumed = dict(state)
         self._lsn = int(state["lsn"])

@@ -54,7 +54,7 @@ class ExportReport:
         return asdict(self)
 
 
-class MissingPackageError(ImportError):
+class MissingPackageError(ImportError, ValueError):
     """A format needs a package that is not installed."""
 
 
@@ -176,7 +176,12 @@ def _jsonl(scan: Scan, target: str, dtype: npt.DTypeLike | None, progress: Progr
 
 
 def _row_facts(record: Record, row: Any) -> dict[str, Any]:
-    facts: dict[str, Any] = {"lsn": record.lsn, "time_ns": record.time_ns, "tag": record.tag, "writer": record.writer}
+    facts: dict[str, Any] = {
+        "lsn": record.lsn,
+        "time_ns": record.time_ns,
+        "tag": record.tag,
+        "writer": record.writer,
+    }
     if row.dtype.names:
         return facts | {name: _plain(row[name]) for name in row.dtype.names}
     return facts | {"data": _plain(row)}
@@ -189,7 +194,7 @@ def _plain(value: Any) -> Any:
 
 def _csv(scan: Scan, target: str, dtype: npt.DTypeLike | None, progress: Progress) -> int:
     kind = None if dtype is None else np.dtype(dtype)
-    if kind is not None and any(kind[name].shape for name in kind.names or ()):
+    if kind is not None and any(field[0].shape for field in (kind.fields or {}).values()):
         raise ValueError(f"a field of {kind} is an array: that is no column of csv")
     count = 0
     with _new_file(target) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
@@ -269,4 +274,6 @@ def _package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise MissingPackageError(f"to write {extra} needs a package: pip install 'shmlog[{extra}]'") from None
+        raise MissingPackageError(
+            f"to write {extra} needs a package: pip install 'shmlog[{extra}]'"
+        ) from None
