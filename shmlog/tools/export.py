@@ -224,8 +224,8 @@ def _parquet(scan: Scan, target: str, dtype: npt.DTypeLike | None, progress: Pro
         name = target.replace("'", "''")
         with duckdb.connect() as database:
             database.register("records", stream)
-            database.execute(f"COPY (SELECT * FROM records) TO '{name}' (FORMAT parquet)")
-            (count,) = database.execute(f"SELECT count(*) FROM '{name}'").fetchone()
+            copied = database.execute(f"COPY (SELECT * FROM records) TO '{name}' (FORMAT parquet)")
+            (count,) = copied.fetchone()
         progress(1, 1)
         return int(count)
     frame = _package("polars", "parquet").DataFrame(stream)

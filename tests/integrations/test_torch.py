@@ -152,3 +152,25 @@ def test_data_loader_with_processes_yields_every_record_once(numbers: Path) -> N
     loader = DataLoader(LogDataset(numbers, ROW), batch_size=100, num_workers=2)
     seen = Counter(int(n) for batch in loader for n in batch["n"])
     assert seen == Counter(range(COUNT))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchdata") is None, reason="torchdata is not installed")
+def test_stateful_data_loader_goes_on_where_it_was_saved(numbers: Path) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from shmlog.integrations.torch import LogDataset
+
+    def loader() -> Any:
+        return StatefulDataLoader(LogDataset(numbers, ROW, batch_size=50), batch_size=None, num_workers=2)
+
+    first, seen = loader(), Counter[int]()
+    for number, batch in enumerate(first):
+        seen.update(batch["n"].tolist())
+        if number == 30:
+            state = first.state_dict()
+            break
+    second = loader()
+    second.load_state_dict(state)
+    for batch in second:
+        seen.update(batch["n"].tolist())
+    assert seen == Counter(range(COUNT))
