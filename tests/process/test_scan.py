@@ -57,7 +57,18 @@ def test_a_scan_is_iterated_as_often_as_wanted_and_stays_what_it_was(log_path: P
     assert str(log_path) in repr(scan) and scan.path == str(log_path)
 
 
-TAGS = [3, range(2, 7), range(9, -1, -3), range(4, 5, 7), range(0), {1, 8}, frozenset({0}), {3, 99}, [7, 7, 2], set()]
+TAGS = [
+    3,
+    range(2, 7),
+    range(9, -1, -3),
+    range(4, 5, 7),
+    range(0),
+    {1, 8},
+    frozenset({0}),
+    {3, 99},
+    [7, 7, 2],
+    set(),
+]
 
 
 @pytest.mark.parametrize("tags", TAGS, ids=repr)
@@ -280,7 +291,9 @@ def test_parts_of_a_batch_are_what_they_would_be_of_a_list(log_path: Path) -> No
         ):
             part = batch[index]
             assert isinstance(part, shmlog.RecordBatch)
-            expected = np.arange(200)[np.asarray(index, None if index else np.intp) if isinstance(index, list) else index]
+            expected = np.arange(200)[
+                np.asarray(index, None if index else np.intp) if isinstance(index, list) else index
+            ]
             assert list(part) == [whole[n] for n in expected.tolist()]
             assert part.array("f8").tolist() == values[expected].tolist()
             assert list(part[:2]) == list(part)[:2]

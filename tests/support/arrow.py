@@ -152,7 +152,9 @@ def values(schema: Schema, array: Array) -> list[Any]:
         size = int(form[2:])
         return [ctypes.string_at(array.buffers[1] + n * size, size) for n in range(length)]
     item = _ITEMS[form] if form in _ITEMS else "q"
-    found: list[Any] = list(struct.unpack(f"{length}{item}", _bytes(array, 1, length * struct.calcsize(item))))
+    found: list[Any] = list(
+        struct.unpack(f"{length}{item}", _bytes(array, 1, length * struct.calcsize(item)))
+    )
     if array.buffers[0]:
         valid = _bytes(array, 0, (length + 7) // 8)
         found = [each if valid[n // 8] >> n % 8 & 1 else None for n, each in enumerate(found)]
