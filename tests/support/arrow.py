@@ -151,7 +151,7 @@ def values(schema: Schema, array: Array) -> list[Any]:
     if form.startswith("w:"):
         size = int(form[2:])
         return [ctypes.string_at(array.buffers[1] + n * size, size) for n in range(length)]
-    item = _ITEMS[form] if form in _ITEMS else "q"
+    item = _ITEMS.get(form, "q")
     found: list[Any] = list(
         struct.unpack(f"{length}{item}", _bytes(array, 1, length * struct.calcsize(item)))
     )
