@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import arrow
 from support.processes import SEGMENT_BYTES, Child, append_some, kill_everybody, lose_shared_memory
 
 import shmlog
@@ -195,6 +196,7 @@ def test_a_scan_of_a_dead_log_passes_over_the_holes_of_dead_writers(log_path: Pa
         assert readonly.recovery is not None and readonly.recovery.holes[0][0] == hole
         scan = readonly.scan()
         assert [row[0] for row in rows(scan)] == before + after == [record.lsn for record in readonly.read()]
+        assert [row[0] for row in arrow.rows(scan)] == before + after
         moved = pickle.loads(pickle.dumps(scan))
         parts = moved.split(6)
         assert rows(batch for part in parts for batch in part) == rows(scan)
