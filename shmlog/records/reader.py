@@ -124,8 +124,8 @@ class Reader:
                     raise unreadable(self._directory, mapping, at, named and at == start, problem)
 
     def boundary(self, start: int, wanted: int, end: int) -> int:
-        """The first frame boundary at or above `wanted`, but for the frame that holds it: of that
-        the beginning.  start and end as in batches(); a damaged frame is a boundary too."""
+        """The first frame boundary at or above `wanted`, or below it the beginning of a damaged
+        frame, beyond which none is known.  start and end as in batches()."""
         for first, begin, bound in self._pieces(self._geometry.segment_begin(wanted), wanted, end):
             begin = max(begin, start)
             if wanted < bound:
@@ -141,7 +141,7 @@ class Reader:
                     raise unreadable(self._directory, self._map(start), start, True, problem)
 
     def _walk(self, begin: int, first: int, stop: int, bound: int) -> tuple[int, int]:
-        """(where the frame that reaches beyond stop begins, or what is wrong; the problem)."""
+        """(where the frames that begin below stop end, or one that is damaged begins; the problem)."""
         frames = memoryview(self._map(begin))[SEGMENT_HEADER_BYTES:]
         _, at, _, problem = _native.walk(
             frames, first, begin, bound, self._seed, False, None, False, None, stop

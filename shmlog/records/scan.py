@@ -60,7 +60,8 @@ class Scan:
         start and end are frame boundaries."""
         self._directory = where
         self.start, self.stop, self._end = bounds
-        self.tags = tags if tags is None or isinstance(tags, (int, range)) else frozenset(tags)
+        alone = isinstance(tags, (range, str, bytes)) or not isinstance(tags, Iterable)
+        self.tags: Tags = tags if alone else frozenset(tags)  # type: ignore[arg-type]
         self._tags = core_tags(self.tags)
         self.verify = bool(verify)
         low, high = self.start, self._end
