@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", type=words.dtype, help="what every payload is, as NumPy writes it, or JSON")
     sub.add_argument("--force", action="store_true", help="replace a file that is there")
 
+    verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
 

@@ -159,3 +159,29 @@ def export(chosen: argparse.Namespace) -> int:
     text = f"{report.target}: {report.records} records of [{report.start_lsn}, {report.stop_lsn})"
     say(chosen, report.to_dict(), f"{text}, {report.file_bytes} bytes")
     return 0
+
+
+def cursors(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    with shmlog.open_readonly(chosen.directory) as log:
+        found = log.cursors()
+    facts = [
+        {
+            "name": cursor.name,
+            "lsn": cursor.lsn,
+            "lag_bytes": cursor.lag.bytes,
+            "lag_records": cursor.lag.records,
+            "lag_seconds": cursor.lag.seconds,
+            "pid": cursor.pid,
+        }
+        for cursor in found
+    ]
+    lines = [
+        f"{cursor.name}  at {cursor.lsn}, {cursor.lag.records} records ({cursor.lag.bytes} bytes,"
+        f" {cursor.lag.seconds:.1f} s) behind" + (f", open in pid {cursor.pid}" if cursor.pid else "")
+        for cursor in found
+    ]
+    say(chosen, facts, "\n".join(lines) or "no cursors")
+    return 0
