@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LogFailedError,
         LogFullError,
         RecordTooLargeError,
+        RestartUnclearError,
         ShmlogError,
         TrimmedError,
     )
@@ -39,7 +40,7 @@ _HOMES = {
     "handle.cursor": "Cursor CursorInfo Lag",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
-        " ShmlogError TrimmedError"
+        " RestartUnclearError ShmlogError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
@@ -74,6 +75,7 @@ __all__ = [
     "Recovery",
     "RepairReport",
     "Reservation",
+    "RestartUnclearError",
     "Scan",
     "ShmlogError",
     "Statistics",

@@ -77,6 +77,22 @@ def _parser() -> argparse.ArgumentParser:
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
     verb("info", upkeep.info, "Show what the log is and who uses it.")
+    sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    answers = sub.add_mutually_exclusive_group()
+    answers.add_argument(
+        "--restarted",
+        action="store_true",
+        default=None,
+        help="the machine restarted since: drop what is torn",
+    )
+    answers.add_argument(
+        "--not-restarted",
+        action="store_false",
+        dest="restarted",
+        default=None,
+        help="it did not: keep all, and fill the holes of dead writers",
+    )
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
 
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")

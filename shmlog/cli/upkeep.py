@@ -47,6 +47,28 @@ def info(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def recover(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    found = shmlog.recover(chosen.directory, dry_run=chosen.dry_run, restarted=chosen.restarted)
+    facts = {
+        "state": found.case.value,
+        "end_lsn": found.end_lsn,
+        "trimmed_lsn": found.trimmed_lsn,
+        "holes": found.holes,
+        "dropped_bytes": found.dropped_bytes,
+        "reason": found.reason,
+    }
+    text = f"{chosen.directory}: {found.case.value}, goes on at LSN {found.end_lsn}"
+    if found.holes:
+        text += f"; holes that are filled: {len(found.holes)}"
+    if found.dropped_bytes:
+        text += f"; {found.dropped_bytes} bytes dropped: {found.reason}"
+    say(chosen, facts, text)
+    return 0
+
+
 def verify(chosen: argparse.Namespace) -> int:
     import shmlog
 

@@ -22,7 +22,8 @@ import uuid
 from shmlog.errors import FormatError
 from shmlog.format.geometry import Geometry
 from shmlog.format.identity import Identity, decode_identity
-from shmlog.system import files
+from shmlog.format.origin import Origin
+from shmlog.system import files, machine
 from shmlog.system.deadlines import deadline_after
 from shmlog.system.locks import LockFile, take_setup
 
@@ -39,6 +40,11 @@ class Directory:
         self.cursors_path = os.path.join(path, "cursors")
         self.lock_path = os.path.join(path, "LOCK")
         self.flusher_log_path = os.path.join(path, "flusher.log")
+
+    def origin(self, boot_id: bytes) -> Origin:
+        """Where and when this process looks at the log."""
+        clocks = (0, 0) if machine.clocks_are_shifted() else machine.clocks()
+        return Origin(boot_id, machine.has_kernels_boot_id(), *clocks, *machine.place(self.lock_path))
 
 
 def identity_path(path: str) -> str:

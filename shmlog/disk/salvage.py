@@ -110,8 +110,7 @@ class _Plan:
             mark, moved = self._vouched()
             if mark is not None:
                 self._frames(mark)
-                if moved:
-                    self._write_mark(mark, moved)
+                self._write_mark(mark, moved)
                 self._cursors(mark.durable_lsn)
         trimmed, vouched = (mark.trimmed_lsn, mark.durable_lsn) if mark else (0, 0)
         changes, lost = tuple(self._changes), tuple(self._lost)
@@ -237,11 +236,15 @@ class _Plan:
         self._changes.append(Change("patch", path, why, offset=self._geometry.file_offset(low), data=header))
 
     def _write_mark(self, mark: Mark, why: str) -> None:
+        """Into the segment that it is about, if it is new; and into those that may have held a
+        newer one and hold none, which recovery refuses.  A file that is made has it already."""
         last = self._geometry.segment_begin(max(0, mark.durable_lsn - 1))
-        if last in self._placed:  # else it is made with it
-            path = os.path.join(self._directory.segments_path, segment.file_name(last))
-            data, offset = mark.encode(self._directory.identity.log_id), MARK_SLOTS.offset(mark.sequence)
-            self._changes.append(Change("patch", path, f"a new mark: {why}", offset=offset, data=data))
+        data, offset = mark.encode(self._directory.identity.log_id), MARK_SLOTS.offset(mark.sequence)
+        for first in sorted(first for first in self._placed if first >= last):
+            reason = f"a new mark: {why}" if why and first == last else "both copies of its mark are damaged"
+            if self._placed[first].mark is None or (why and first == last):
+                path = os.path.join(self._directory.segments_path, segment.file_name(first))
+                self._changes.append(Change("patch", path, reason, offset=offset, data=data))
 
     def _cursors(self, vouched: int) -> None:
         """A cursor that cannot be read is forgotten; none points above the end."""

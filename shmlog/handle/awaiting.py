@@ -4,7 +4,7 @@ What tasks wait for is kept by their loop (loops); a forked child or another loo
 with nothing.
 
 Invariants
-  Z1  Nothing here blocks the loop: what would have to wait for room is appended by a thread
+  Q1  Nothing here blocks the loop: what would have to wait for room is appended by a thread
       of the loop's executor.
 
 This module knows a handle's words.  It may not know how a loop waits: asyncio is imported
@@ -152,7 +152,7 @@ class AwaitingWriter(Awaiting):
         until = time.monotonic() + seconds
         try:
             lsn = self.append(data, tag, timeout=0)
-        except (LogFullError, TimeoutError):  # Z1
+        except (LogFullError, TimeoutError):  # Q1
             wait = functools.partial(self.append, data, tag, timeout=seconds)
             lsn = await asyncio.get_running_loop().run_in_executor(None, wait)
         if durable:

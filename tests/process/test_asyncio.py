@@ -97,7 +97,7 @@ def test_wait_that_runs_out_or_is_cancelled_leaves_the_others_waiting(log_path: 
             run(log.adurable(lsn + 10_000))
 
 
-@pytest.mark.holds("Z1")
+@pytest.mark.holds("Q1")
 def test_append_without_room_does_not_block_the_loop(log_path: Path, run: Run) -> None:
     with shmlog.open(log_path) as log:
         reservation = log.reserve(10)
@@ -265,7 +265,7 @@ def _readable(watch: shmlog.Watch, seconds: float) -> bool:
     return bool(select.select([watch], [], [], seconds)[0])
 
 
-@pytest.mark.holds("O2")
+@pytest.mark.holds("U2")
 def test_watch_is_readable_once_its_lsn_is_reached_and_not_before(log_path: Path) -> None:
     with shmlog.open(log_path) as log, log.watch() as watch:
         reservation = log.reserve(10)
@@ -285,7 +285,7 @@ def test_watch_is_readable_once_its_lsn_is_reached_and_not_before(log_path: Path
                 watch.clear()
 
 
-@pytest.mark.holds("O1")
+@pytest.mark.holds("U1")
 def test_watch_that_goes_while_it_is_armed_harms_nobody(log_path: Path) -> None:
     with shmlog.open(log_path) as log:
         stop = threading.Event()
@@ -337,7 +337,7 @@ def _child_of_a_watcher(log: shmlog.Log, watch: shmlog.Watch) -> None:
     log.close()
 
 
-@pytest.mark.holds("O3")
+@pytest.mark.holds("U3")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_child_has_watches_and_waits_of_its_own(log_path: Path) -> None:
     with shmlog.open(log_path) as log, log.watch() as watch:

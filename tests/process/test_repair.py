@@ -17,7 +17,7 @@ from support.processes import SEGMENT_BYTES, Child, Wire, append_some, block_pat
 import shmlog
 from shmlog.errors import AttachError, FormatError
 from shmlog.format.layout import SEGMENT_HEADER_BYTES
-from shmlog.format.marks import MARK_SLOTS
+from shmlog.format.marks import HEADER_OFFSETS, MARK_SLOTS
 
 RECORDS = 1200
 """Of about 200 bytes: five segments."""
@@ -157,7 +157,8 @@ def _longer(path: Path) -> tuple[int, int]:
 
 
 def _no_header(path: Path) -> tuple[int, int]:
-    _overwrite(_segments(path)[2], 0, bytes(512))
+    for offset in HEADER_OFFSETS:
+        _overwrite(_segments(path)[2], offset, bytes(512))
     return 0, 0
 
 
@@ -178,6 +179,12 @@ def _no_marks(path: Path) -> tuple[int, int]:
     for file in _segments(path):
         for offset in MARK_SLOTS.offsets:
             _overwrite(file, offset, bytes(MARK_SLOTS.copy_bytes))
+    return 0, 0
+
+
+def _no_mark_in_the_last(path: Path) -> tuple[int, int]:
+    for offset in MARK_SLOTS.offsets:
+        _overwrite(_segments(path)[-1], offset, bytes(MARK_SLOTS.copy_bytes))
     return 0, 0
 
 
@@ -212,6 +219,7 @@ def _bad_identity(path: Path) -> tuple[int, int]:
         _cut,
         _longer,
         _no_header,
+        _no_mark_in_the_last,
         _renamed,
         _swapped,
         _no_marks,

@@ -46,7 +46,7 @@ static int hook_error;
 
 static void prepare_fork(void) { pthread_mutex_lock(&lock); }
 static void parent_forked(void) { pthread_mutex_unlock(&lock); }
-static void child_forked(void) { /* O3 */
+static void child_forked(void) { /* U3 */
     listed = NULL;
     running = 0;
     pthread_mutex_unlock(&lock);
@@ -102,7 +102,7 @@ static int look(watch_t *w, uint64_t now, sleep_t *s) {
 static void look_at_all(sleep_t *s) {
     pthread_mutex_lock(&lock);
     *s = (sleep_t){0};
-    add_word(s, &turn, atomic_load(&turn)); /* O2: before the targets */
+    add_word(s, &turn, atomic_load(&turn)); /* U2: before the targets */
     uint64_t now = monotonic_ns();
     for (watch_t **at = &listed; *at;) {
         watch_t *w = *at;
@@ -210,7 +210,7 @@ int watch_arm(watch_t *watch, int kind, uint64_t target, uint64_t within_ns) {
         watch->listed = 1;
     }
     int error = start();
-    atomic_fetch_add(&turn, 1); /* O2 */
+    atomic_fetch_add(&turn, 1); /* U2 */
     pthread_mutex_unlock(&lock);
     word_wake(&turn);
     if (error) {

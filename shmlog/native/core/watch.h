@@ -9,11 +9,11 @@
  * made by the first arm and sleeps while nothing is armed.
  *
  * Invariants
- *   O1  The thread looks at a watch only under the lock and only while it is listed: once
+ *   U1  The thread looks at a watch only under the lock and only while it is listed: once
  *       watch_remove has returned, the memory may go.
- *   O2  No arm is slept through: the thread reads the turn under the lock, before it looks at
+ *   U2  No arm is slept through: the thread reads the turn under the lock, before it looks at
  *       the targets, and sleeps only while the turn is still that.
- *   O3  A forked child has no such thread, and nothing is listed: it makes watches of its own.
+ *   U3  A forked child has no such thread, and nothing is listed: it makes watches of its own.
  *
  * It may become readable for nothing, and does so for a watch that has to poll.
  *
@@ -54,7 +54,7 @@ int watch_arm(watch_t *watch, int kind, uint64_t target, uint64_t within_ns);
 /* Make the descriptor unreadable until the next time. */
 void watch_clear(watch_t *watch);
 
-/* Forget it (O1) and close its descriptors. */
+/* Forget it (U1) and close its descriptors. */
 void watch_remove(watch_t *watch);
 
 #endif
