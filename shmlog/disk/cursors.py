@@ -137,6 +137,9 @@ class CursorFile:
         self._lock = _locked(directory, name, mode)
         try:
             self._sequence, self.lsn = self._load_or_begin(begin)
+            # its names too: whoever made it may have been killed before that
+            files.sync_directory(directory.cursors_path)
+            files.sync_directory(directory.path)
         except BaseException:
             self._lock.close()
             raise
@@ -162,5 +165,4 @@ class CursorFile:
         with files.descriptor(files.open_file(self.path, writable=True)) as fd:
             files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
             os.fsync(fd)
-        files.sync_directory(os.path.dirname(self.path))
         return place

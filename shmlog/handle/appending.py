@@ -24,6 +24,7 @@ from shmlog.format.layout import CB
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 from shmlog.memory.waiting import DURABLE, ROOM, Waiting
+from shmlog.session.flushers import trouble
 from shmlog.system.deadlines import check_timeout, poll
 from shmlog.system.processes import describe
 
@@ -100,7 +101,10 @@ class Appending(_native.Writer):
                 raise TimeoutError(f"the log went on past LSN {lsn} (trimmed {trimmed}): the append ran out")
         elif reason == _native.SLOW_DURABLE:
             if not self._waiting.until(DURABLE, lsn + 1, deadline):
-                raise TimeoutError(f"appended at LSN {lsn}, but not known to be durable: the wait ran out")
+                why = trouble(self._directory, self._control)
+                raise TimeoutError(
+                    f"appended at LSN {lsn}, but not known to be durable: the wait ran out{why}"
+                )
         elif reason == _native.SLOW_STALE:
             self._on_stale()
         elif reason == _native.SLOW_CLAIMS:
@@ -159,4 +163,4 @@ class Appending(_native.Writer):
                 who = self._participants.describe(number)
                 name = f"participant {number} (pid {who.pid}, {who.name})"
                 return f"{text}; {name} has not finished LSN {committed}"
-        return f"{text}; is the flusher running?"
+        return f"{text}; is the flusher running?{trouble(self._directory, control)}"

@@ -10,6 +10,7 @@ import operator
 from shmlog.handle.awaiting import AwaitingWriter
 from shmlog.handle.watch import Source, Watch, Watched
 from shmlog.memory.waiting import COMMITTED, DURABLE, Kind, Waiting
+from shmlog.session import flushers
 from shmlog.session.attachment import Attachment
 from shmlog.system.deadlines import check_timeout, deadline_after
 
@@ -70,6 +71,7 @@ class Watermarks(AwaitingWriter):
             has = joined.control.load(kind.watermark)
             raise TimeoutError(
                 f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
+                f"{flushers.trouble(self._directory, joined.control)}"
             )
 
     def _target(self, lsn: int | None) -> int:
