@@ -63,6 +63,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
     sub.add_argument("--follow", action="store_true", help="go on as records are committed")
 
+    sub = verb("export", records.export, "Write records to a file: .jsonl, .csv, .parquet or .mcap.")
+    sub.add_argument("target", metavar="OUT", help="a new file; its ending is the format")
+    sub.add_argument("--start", type=int, metavar="LSN", help="from this record on")
+    sub.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
+    sub.add_argument(
+        "--since", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
+    )
+    sub.add_argument("--until", type=words.moment, metavar="TIME", help="the same")
+    sub.add_argument("--tag", type=words.tags, metavar="TAGS", help="only these: 3, 3,5 or 10-19")
+    sub.add_argument("--dtype", type=words.dtype, help="what every payload is, as NumPy writes it, or JSON")
+    sub.add_argument("--force", action="store_true", help="replace a file that is there")
+
+    verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")

@@ -20,6 +20,7 @@ import pytest
 from shmlog import _native
 from shmlog.format.geometry import PARTICIPANT_COUNT, Geometry
 from shmlog.format.layout import CB, PT, STATE_RUNNING
+from shmlog.records.arrow import RECORD_NODES
 
 STUB = Path(_native.__file__).with_name("_native.pyi")
 GEOMETRY = Geometry(64 << 10, 64 << 10)
@@ -173,6 +174,12 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
     rows = np.zeros((2, 8), np.uint8)
     columns = tuple(np.empty(8, kind) for kind in (np.uint64, np.int64, np.uint32, np.uint16, np.uint32))
 
+    places, room = np.zeros(8, np.int64), bytearray(5)
+    columns[4][:] = 5
+    taking = (np.zeros(1, np.uint64), (mapping,), GEOMETRY.segment_bytes, 64, 7), np.zeros(1, np.uint64)
+    where = b"/nowhere", bytes(32), GEOMETRY.segment_bytes, 0, 64, 64, bytes(16), 7
+    stream = RECORD_NODES, -1, *where, True, np.arange(9, dtype=np.uint32).tobytes(), 9, 9, None
+
     def again() -> None:
         """Begin at LSN 0 anew."""
         words = (CB.RESERVED_LSN, CB.LIMIT_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN)
@@ -225,6 +232,9 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
         "crc32c": lambda: _native.crc32c(b"x" * 100),
         "walk": lambda: _native.walk(memoryview(mapping)[4096:], 0, 0, 64, 7, True, -1, False, columns),
         "records": lambda: _native.records(mapping, 0, 0, 64, 64, 7, True, 8, tuple_of_five),
+        "arrow_array": lambda: _native.arrow_array(RECORD_NODES, mapping, columns, places, None),
+        "arrow_stream": lambda: _native.arrow_stream(*stream),
+        "take": lambda: (_native.take_rows(*taking, 5, room), _native.take_records(*taking, columns, places)),
         "find_frame": lambda: _native.find_frame(memoryview(mapping)[4096:], 0, 0, 64, 7),
         "filler": lambda: _native.filler(3, 64, 64, 0, 0, 7),
         "control": lambda: (control.load(0), control.add(CB.COMMITS, 1), control.scan(0, 64, True)),
@@ -252,6 +262,9 @@ NAMES = [
     "crc32c",
     "walk",
     "records",
+    "arrow_array",
+    "arrow_stream",
+    "take",
     "find_frame",
     "filler",
     "control",
