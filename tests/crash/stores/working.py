@@ -6,6 +6,7 @@ This module knows processes and a tally.  It may not know what is run.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from support.processes import Child, Wire
 
 F = TypeVar("F")
 
-WORKERS = 4
+WORKERS = 8
 LATE_S = 120.0
 NOT_REACHED = "not reached"
 """The problem of a run whose fault was not delivered: the path varied."""
@@ -27,6 +28,7 @@ def _work(
     budget: Budget,
     first: bool,
 ) -> tuple[Tally, int]:
+    logging.disable()  # what is recovered again and again is no news
     tally, missed, attempt = Tally(), 0, trier()
     for fault in faults:
         if not budget or (first and tally.violations):
