@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -38,6 +38,8 @@ import shmlog
 
 PACKAGE = str(Path(shmlog.__file__).parent) + os.sep
 ROUNDS = 2
+SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Memory: no power is lost here, and a disk would only take time."""
 WHO = ("user", "flusher", "forker", "maker", "opener")
 
 
@@ -107,7 +109,7 @@ class Kill:
 def try_kill(kill: Kill, points: Points) -> list[str]:
     """One run with a kill; the problems."""
     points.clear()
-    with tempfile.TemporaryDirectory(prefix="shmlog-points-") as scratch, a_run(Path(scratch)) as run:
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=SCRATCH) as scratch, a_run(Path(scratch)) as run:
         harm, errors = kill.harm(points), []
         if kill.who == "user":
             errors = run.user(user=harm)
@@ -128,10 +130,10 @@ def try_kill(kill: Kill, points: Points) -> list[str]:
     return run.problems
 
 
-def plan(points: Points) -> list[Kill]:
+def plan(points: Points, whom: Sequence[str]) -> list[Kill]:
     """Every point of each."""
     found = []
-    for who in WHO:
+    for who in whom:
         if problems := try_kill(Kill(who), points):
             raise AssertionError(f"{who} unharmed: {problems}")
         found += [Kill(who, n) for n in range(1, points.passed + 1)]
@@ -146,13 +148,16 @@ def _trier() -> Callable[[Kill], list[str]]:
 def torture(budget: Budget, tally: Tally) -> None:
     import_all()
     gc.freeze()
-    kills = plan(Points())
+    first_only = type(tally) is not Tally
+    kills = plan(Points(), BITTEN if first_only else WHO)
     for who in WHO:
         tally.figures[f"points of the {who}"] = sum(kill.who == who for kill in kills)
     budget.random(0).shuffle(kills)
-    share_out(kills, _trier, budget, tally, first_only=type(tally) is not Tally)
+    share_out(kills, _trier, budget, tally, first_only)
 
 
+BITTEN = ("maker",)
+"""Who runs what the planted bug is in."""
 BUGS = {
     "the log's identity is written in place": (
         Mutation(

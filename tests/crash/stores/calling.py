@@ -106,9 +106,10 @@ def main() -> int:
     gc.freeze()
     faults = plan(Counts())
     budget.random(0).shuffle(faults)
-    faults.sort(key=lambda fault: fault.action not in FIRST)
+    first_only = "--first" in sys.argv
+    faults.sort(key=lambda fault: (fault.action not in FIRST, first_only and fault.n))
     tally = Tally()
-    share_out(faults, _trier, budget, tally, first_only="--first" in sys.argv)
+    share_out(faults, _trier, budget, tally, first_only)
     print(json.dumps(asdict(tally)))
     return 0
 

@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import posix_ipc
 from crash.stores.serving import be_flusher, served
 from support.processes import (
     SEGMENT_BYTES,
     Child,
     Wire,
+    log_id,
     lose_shared_memory,
     payload,
     shared_names,
@@ -40,6 +42,7 @@ from support.processes import (
 )
 
 import shmlog
+from shmlog.memory.block import bell_name
 from shmlog.tools.create import create
 
 T = TypeVar("T")
@@ -293,11 +296,13 @@ class Run:
             until(lambda: child._wire.poll(0) or _ended(serving), "either ends", LATE_S * 2)
             if child._wire.poll(0):
                 errors = self.end(who, child, harm)
+                self._ring()
                 self.end("the flusher", serving, flusher)
                 return errors
             self.end("the flusher", serving, flusher)
         with Child(_serve, self.path, NONE) as another:
             errors = self.end(who, child, harm)
+            self._ring()
             self.end("the next flusher", another)
         return errors
 
@@ -322,6 +327,13 @@ class Run:
         with Child(_open, self.path, harm) as child:
             self.end("the opener", child, harm)
 
+    def _ring(self) -> None:
+        """Let the flusher look at once whether it is still needed: its users have ended."""
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            bell = posix_ipc.Semaphore(bell_name(bytes.fromhex(log_id(self.path)), "c"))
+            bell.release()
+            bell.close()
+
     def _opened(self, child: Child) -> bool:
         with contextlib.suppress(EOFError, *TYPED):
             return bool(child.hear() == "opened")
@@ -336,6 +348,7 @@ class Run:
             with Child(_serve, self.path, NONE) as flusher:
                 child.say("go on")
                 found = child.result()
+                self._ring()
                 self.end("the last flusher", flusher)
         self._compare(found)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -26,18 +27,20 @@ def _work(
     faults: Sequence[F],
     trier: Callable[[], Callable[[F], list[str]]],
     budget: Budget,
-    first: bool,
+    stop: mmap.mmap | None,
 ) -> tuple[Tally, int]:
     logging.disable()  # what is recovered again and again is no news
     tally, missed, attempt = Tally(), 0, trier()
     for fault in faults:
-        if not budget or (first and tally.violations):
+        if not budget or (stop and stop[0]):
             break
         problems = attempt(fault)
         if problems == [NOT_REACHED]:
             missed += 1
         elif problems:
             tally.violate(f"{fault}: {'; '.join(problems)}")
+            if stop:
+                stop[0] = 1
         else:
             tally.survive()
     return tally, missed
@@ -50,12 +53,12 @@ def share_out(
     tally: Tally,
     first_only: bool = False,
 ) -> None:
-    """Try each fault, as far as the budget goes; trier() makes, in a worker, what tries one."""
-    missed = 0
+    """Try each fault, as far as the budget goes, or up to the first violation; trier() makes, in a
+    worker, what tries one."""
+    missed, stop = 0, mmap.mmap(-1, mmap.PAGESIZE) if first_only else None
     with contextlib.ExitStack() as stack:
         workers = [
-            stack.enter_context(Child(_work, faults[n::WORKERS], trier, budget, first_only))
-            for n in range(WORKERS)
+            stack.enter_context(Child(_work, faults[n::WORKERS], trier, budget, stop)) for n in range(WORKERS)
         ]
         found = [worker.result(max(0.0, budget.left_s()) + LATE_S) for worker in workers]
     for theirs, not_reached in found:
