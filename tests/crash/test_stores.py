@@ -9,6 +9,7 @@ from crash.kit import Budget, Tally
 from crash.recipes import calls, latency, points, stores
 from crash.stores import tracer
 from crash.stores.planting import caught
+from crash.stores.stage import SHAPES, staged
 from support.processes import flusher_of
 
 import shmlog
@@ -25,8 +26,8 @@ def _clean(tally: Tally) -> None:
 @traced
 def test_a_writer_is_killed_passed_and_resumed_at_every_store_of_an_append() -> None:
     tally = Tally()
-    with stores._stage() as stage, flusher_of(stage.path):
-        turn = functools.partial(stores._writer_turn, stores.SHAPES[0])
+    with staged() as stage, flusher_of(stage.path):
+        turn = functools.partial(stores._writer_turn, SHAPES[0])
         stores._guarded("append", turn, stage, Budget(60, 1), tally)
     _clean(tally)
     assert tally.tried == 3 * (int(tally.figures["stores"]) + 1), "so many were delivered"
