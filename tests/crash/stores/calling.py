@@ -68,7 +68,7 @@ def try_fault(fault: Fault, counts: Counts) -> list[str]:
         else:
             _judge_user(run, run.user(flusher=harm), fault)
         if fault.name is not None and not counts.delivered():
-            run.problems.append(NOT_REACHED)
+            run.problems[:] = [NOT_REACHED]
         run.look(lose=fault.n % 2 == 1)
     return run.problems
 

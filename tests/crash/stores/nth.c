@@ -160,10 +160,17 @@ CALL(lstat, int, lstat64, (const char *path, struct stat64 *to), (path, to), -1)
 CALL(ftruncate, int, ftruncate64, (int fd, off64_t size), (fd, size), -1)
 CALL(posix_fallocate, int, posix_fallocate64, (int fd, off64_t at, off64_t n), (fd, at, n), errno)
 CALL(fallocate, int, fallocate64, (int fd, int mode, off64_t at, off64_t n), (fd, mode, at, n), -1)
-CALL(mmap, void *, mmap, (void *at, size_t n, int protection, int flags, int fd, off_t from),
-     (at, n, protection, flags, fd, from), (void *)-1)
-CALL(mmap, void *, mmap64, (void *at, size_t n, int protection, int flags, int fd, off64_t from),
-     (at, n, protection, flags, fd, from), (void *)-1)
+
+/* Of files only: anonymous memory is the interpreter's own, and where it has none for a new
+ * thread, CPython 3.11 waits for ever for that thread to start. */
+#define MAP(symbol, offset)                                                                     \
+    void *symbol(void *at, size_t n, int protection, int flags, int fd, offset from) {          \
+        REAL(void *, #symbol, (void *, size_t, int, int, int, offset));                         \
+        return fd >= 0 && strikes(nth_mmap) ? (void *)-1 : real(at, n, protection, flags, fd, from); \
+    }
+MAP(mmap, off_t)
+MAP(mmap64, off64_t)
+
 CALL(munmap, int, munmap, (void *at, size_t n), (at, n), -1)
 CALL(madvise, int, madvise, (void *at, size_t n, int advice), (at, n, advice), -1)
 CALL(rename, int, rename, (const char *from, const char *to), (from, to), -1)
