@@ -14,6 +14,7 @@ This module knows logs.  It may not know how a process is harmed.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import mmap
@@ -108,6 +109,7 @@ def import_all() -> None:
     for module in pkgutil.walk_packages(shmlog.__path__, "shmlog."):
         if "__main__" not in module.name:
             importlib.import_module(module.name)
+    codecs.lookup("ascii")
 
 
 def _try(errors: list[str], action: Callable[[], T], times: int = 1) -> T | None:
