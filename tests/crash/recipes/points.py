@@ -30,7 +30,8 @@ from typing import Any
 
 from crash.kit import Budget, Recipe, Tally
 from crash.stores import planting
-from crash.stores.scenarios import Harm, a_run, import_all
+from crash.stores.scenarios import a_run
+from crash.stores.users import Harm, import_all
 from crash.stores.working import NOT_REACHED, share_out
 from support.steps import Mutation
 

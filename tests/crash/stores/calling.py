@@ -1,5 +1,5 @@
-"""Runs under the shim: of every call that a user, a flusher or a maker makes, the n-th fails or
-kills.
+"""Runs under the shim: of every call that a user, a flusher, a starter of one or a maker makes,
+the n-th fails or kills.
 
     python -m crash.stores.calling SECONDS SEED [--first]     prints a tally as JSON
 
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from crash.kit import Budget, Tally
 from crash.stores.nth import ALLOCATIONS, KILL, Counts, native_core
-from crash.stores.scenarios import Harm, Run, a_run, import_all
+from crash.stores.scenarios import Run, a_run
+from crash.stores.users import Harm, import_all
 from crash.stores.working import NOT_REACHED, share_out
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR, errno.EMFILE, errno.EACCES)
@@ -63,6 +64,8 @@ def try_fault(fault: Fault, counts: Counts) -> list[str]:
         harm = fault.harm(counts)
         if fault.who == "maker":
             run.maker(harm)
+        elif fault.who == "starter":
+            run.starter(harm)
         elif fault.who == "user":
             run.user(user=harm)
         else:
@@ -85,7 +88,7 @@ def _judge_user(run: Run, errors: list[str], fault: Fault) -> None:
 def plan(counts: Counts) -> list[Fault]:
     """Every call that each of them makes, times everything that can come of it."""
     found = []
-    for who in ("flusher", "user", "maker"):
+    for who in ("flusher", "user", "starter", "maker"):
         if problems := try_fault(Fault(who), counts):
             raise AssertionError(f"{who} without a fault: {problems}")
         for name, count in counts.made().items():

@@ -32,8 +32,8 @@
     X(open) X(close) X(read) X(pread) X(write) X(pwrite) X(fsync) X(fdatasync) X(fstat) X(stat) X(lstat) \
     X(ftruncate) X(posix_fallocate) X(fallocate) X(fcntl) X(mmap) X(munmap) X(madvise) X(ioctl)          \
     X(rename) X(unlink) X(mkdir) X(chmod) X(fchmod) X(opendir) X(fdopendir) X(shm_open) X(shm_unlink)    \
-    X(sem_open) X(sem_unlink) X(sem_timedwait) X(dup2) X(fork) X(pthread_create) X(malloc) X(calloc)     \
-    X(realloc)
+    X(sem_open) X(sem_unlink) X(sem_timedwait) X(dup2) X(fork) X(clone) X(posix_spawn)               \
+    X(pthread_create) X(malloc) X(calloc) X(realloc)
 
 #define NUMBER(name) nth_##name,
 enum { NAMES(NUMBER) NAME_COUNT };
@@ -189,6 +189,17 @@ CALL(fork, pid_t, fork, (void), (), -1)
 CALL(pthread_create, int, pthread_create,
      (pthread_t * thread, const pthread_attr_t *how, void *(*what)(void *), void *argument),
      (thread, how, what, argument), errno)
+
+CALL(posix_spawn, int, posix_spawn,
+     (pid_t * pid, const char *path, const posix_spawn_file_actions_t *files, const posix_spawnattr_t *how,
+      char *const *arguments, char *const *environment),
+     (pid, path, files, how, arguments, environment), errno)
+
+/* Those with no more arguments: the core's. */
+int clone(int (*what)(void *), void *stack, int flags, void *argument, ...) {
+    REAL(int, "clone", (int (*)(void *), void *, int, void *, ...));
+    return strikes(nth_clone) ? -1 : real(what, stack, flags, argument);
+}
 
 /* dlsym allocates: not for these. */
 void *__libc_malloc(size_t);

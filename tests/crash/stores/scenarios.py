@@ -1,6 +1,7 @@
 """What a process does with a log while it is harmed, and what must be so afterwards.
 
     user      opens, appends, reads, commits a cursor, trims and closes, served by a flusher
+    starter   opens a log that nobody serves, and starts its flusher
     forker    opens, forks, and appends in the child
     maker     makes a log and opens it; then it is made again
     opener    recovers a log whose control block is gone, with a hole in it
@@ -14,244 +15,40 @@ This module knows logs.  It may not know how a process is harmed.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import importlib
-import mmap
-import os
-import pkgutil
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import posix_ipc
-from crash.stores.serving import be_flusher, served
+from crash.stores.serving import served
+from crash.stores.users import (
+    BATCH,
+    LATE_S,
+    NONE,
+    TYPED,
+    Harm,
+    Said,
+    leave_a_hole,
+    look,
+    make,
+    open_only,
+    serve,
+    start_flusher,
+    use,
+    use_after_fork,
+)
 from support.processes import (
     SEGMENT_BYTES,
     Child,
-    Wire,
     log_id,
     lose_shared_memory,
-    payload,
     shared_names,
     until,
-    whose,
 )
 
-import shmlog
 from shmlog.memory.block import bell_name
 from shmlog.tools.create import create
-
-T = TypeVar("T")
-
-WRITER, LATER = 1, 2
-TYPED = (OSError, shmlog.ShmlogError, MemoryError)
-LATE_S = 30.0
-SIZES = (20_000, 20_000, 20_000, 20_000, 40, 100, 16, 64, 64, 64, 150)
-"""Of the user's records: four that roll, an atomic batch of three, three rows, a reservation."""
-BATCH = range(4, 7)
-
-
-@dataclass(frozen=True)
-class Harm:
-    """What happens to a process: `under` is entered in it, `kills` says whether it may be killed,
-    `excused` what else it may end with."""
-
-    under: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    kills: bool = False
-    excused: tuple[type[BaseException], ...] = ()
-
-
-NONE = Harm()
-
-
-class Said:
-    """What the user was told, where a kill cannot take it back."""
-
-    _RECORD = struct.Struct("<QQ")
-    MARKS = ("durable", "trimmed", "cursor")
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 4096)
-        self._marks = memoryview(self._memory)[:64].cast("Q")
-
-    def record(self, number: int, lsn: int) -> None:
-        self._RECORD.pack_into(self._memory, 64 + number * self._RECORD.size, 1, lsn)
-
-    def mark(self, name: str, lsn: int) -> None:
-        at = self.MARKS.index(name)
-        self._marks[at] = max(self._marks[at], lsn)
-
-    def records(self) -> dict[int, int]:
-        """Number -> LSN of every record that was returned."""
-        found = {}
-        for number in range(len(SIZES)):
-            there, lsn = self._RECORD.unpack_from(self._memory, 64 + number * self._RECORD.size)
-            if there:
-                found[number] = lsn
-        return found
-
-    def marks(self) -> dict[str, int]:
-        return dict(zip(self.MARKS, self._marks, strict=False))
-
-
-# --------------------------------------------------------------------- the processes
-
-
-def import_all() -> None:
-    """Now, in the parent: or a child would be harmed while it imports."""
-    for name in shmlog.__all__:
-        getattr(shmlog, name)
-    for module in pkgutil.walk_packages(shmlog.__path__, "shmlog."):
-        if "__main__" not in module.name:
-            importlib.import_module(module.name)
-    codecs.lookup("ascii")
-
-
-def _try(errors: list[str], action: Callable[[], T], times: int = 1) -> T | None:
-    """Do it, or note the typed error that it ended with."""
-    for _ in range(times):
-        try:
-            return action()
-        except TYPED as error:
-            errors.append(f"{type(error).__name__}: {error}")
-    return None
-
-
-def _bodies() -> list[bytes]:
-    return [payload(WRITER, number, size) for number, size in enumerate(SIZES)]
-
-
-def _use(wire: Wire, path: Path, said: Said, harm: Harm) -> list[str]:
-    """Everything that a user can do, once; the errors."""
-    errors: list[str] = []
-    bodies = _bodies()
-    rows = np.frombuffer(b"".join(bodies[7:10]), np.uint8).reshape(3, 64)
-    with harm.under():
-        log = _try(errors, lambda: shmlog.open(path, flusher="external", timeout=LATE_S), 2)
-    if log is None:
-        return [*errors, "not opened at the second try"]
-    wire.say("opened")
-    wire.hear()
-    with harm.under():
-        for number in range(4):
-            lsn = _try(errors, lambda: log.append(bodies[number], WRITER))  # noqa: B023
-            if lsn is not None:
-                said.record(number, lsn)
-        for first, append in (
-            (4, lambda: log.append_many(bodies[4:7], WRITER, atomic=True)),
-            (7, lambda: log.append_array(rows, WRITER)),
-            (10, lambda: [_reserve(log, bodies[10])]),
-        ):
-            lsns = _try(errors, append)
-            for number, lsn in enumerate([] if lsns is None else lsns, first):
-                said.record(number, int(lsn))
-        _try(errors, log.wait_durable)
-        said.mark("durable", log.durable_lsn)
-        _try(errors, lambda: [record.data[:1] for record in log.read()])
-        _try(errors, lambda: _consume(log, said))
-        _try(errors, lambda: said.mark("trimmed", log.trim(log.durable_lsn)))
-        said.mark("durable", log.durable_lsn)
-        _try(errors, log.statistics)
-        _try(errors, log.close, 2)
-    return errors
-
-
-def _reserve(log: shmlog.Log, body: bytes) -> int:
-    with log.reserve(len(body), WRITER) as reservation:
-        reservation.buffer[:] = body
-    return reservation.lsn
-
-
-def _consume(log: shmlog.Log, said: Said) -> None:
-    with log.cursor("c") as cursor:
-        for _ in cursor.batches():
-            pass
-        said.mark("cursor", cursor.commit())
-
-
-def _fork(wire: Wire, path: Path, said: Said, harm: Harm) -> list[str]:
-    """A handle is used again in a forked child, which is the one that is harmed."""
-    errors: list[str] = []
-    with shmlog.open(path, flusher="external", timeout=LATE_S) as log:
-        wire.say("opened")
-        wire.hear()
-        said.record(0, log.append(_bodies()[0], WRITER))
-        with harm.under():
-            pid = os.fork()
-            if not pid:
-                said.record(1, log.append(_bodies()[1], WRITER, durable=True))
-                log.close()
-                os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if os.waitstatus_to_exitcode(status) not in ((0, -9) if harm.kills else (0,)):
-            raise AssertionError(f"the forked child ended with {os.waitstatus_to_exitcode(status)}")
-        said.record(2, log.append(_bodies()[2], WRITER, durable=True))
-        said.mark("durable", log.durable_lsn)
-    return errors
-
-
-def _serve(wire: Wire, path: Path, harm: Harm) -> int:
-    with harm.under():
-        return be_flusher(wire, path, on_demand=True)
-
-
-def _make(wire: Wire, path: Path, harm: Harm) -> list[str]:
-    """A log is made, opened and closed, though nobody serves it."""
-    errors: list[str] = []
-    with harm.under():
-        made = _try(errors, lambda: create(path, SEGMENT_BYTES, SEGMENT_BYTES, 0o600))
-        log = _try(errors, lambda: shmlog.open(path, flusher="external")) if made else None
-        if log:
-            log.close()
-    return errors
-
-
-def _open(wire: Wire, path: Path, harm: Harm) -> list[str]:
-    errors: list[str] = []
-    with harm.under():
-        log = _try(errors, lambda: shmlog.open(path, flusher="external"), 2)
-        if log:
-            log.close()
-    return errors
-
-
-def _leave_a_hole(wire: Wire, path: Path, said: Said) -> None:
-    """Two records with an open reservation between them, to be killed with."""
-    with shmlog.open(path, flusher="external", timeout=LATE_S) as log:
-        wire.say("opened")
-        wire.hear()
-        said.record(0, log.append(_bodies()[0], WRITER, durable=True))
-        said.mark("durable", log.durable_lsn)
-        with log.reserve(100, WRITER):
-            said.record(1, log.append(_bodies()[1], WRITER))
-            wire.say("held")
-            wire.hear()
-
-
-def _look(wire: Wire, path: Path) -> dict[str, Any]:
-    """A new process: what it finds in the log, having gone on."""
-    with shmlog.open(path, flusher="external", timeout=LATE_S) as log:
-        wire.say("opened")
-        wire.hear()
-        lsn = log.append(payload(LATER, 0, 100), LATER, durable=True)
-        found = [(record.lsn, record.tag, *whose(record.data)) for record in log.read()]
-        with log.cursor("c") as cursor:
-            place = cursor.lsn
-        return {
-            "records": [(at, number) for at, tag, _, number in found if tag == WRITER],
-            "later": [at for at, tag, _, _ in found if tag == LATER] == [lsn],
-            "durable": log.durable_lsn,
-            "trimmed": log.trimmed_lsn,
-            "cursor": place,
-        }
-
-
-# ------------------------------------------------------------------------- one run
 
 
 class Run:
@@ -281,19 +78,24 @@ class Run:
     def user(self, user: Harm = NONE, flusher: Harm = NONE) -> list[str]:
         """A user and its flusher, either of them harmed: the errors that the user met."""
         create(self.path, SEGMENT_BYTES, SEGMENT_BYTES, 0o600)
-        with Child(_use, self.path, self.said, user) as child:
+        with Child(use, self.path, self.said, user) as child:
             return self._through("the user", child, user, flusher)
 
     def forker(self, harm: Harm) -> list[str]:
         create(self.path, SEGMENT_BYTES, SEGMENT_BYTES, 0o600)
-        with Child(_fork, self.path, self.said, harm) as child:
+        with Child(use_after_fork, self.path, self.said, harm) as child:
             return self._through("the forker", child, NONE, NONE)
+
+    def starter(self, harm: Harm) -> None:
+        create(self.path, SEGMENT_BYTES, SEGMENT_BYTES, 0o600)
+        with Child(start_flusher, self.path, self.said, harm) as child:
+            self.end("the starter", child, harm)
 
     def _through(self, who: str, child: Child, harm: Harm, flusher: Harm) -> list[str]:
         """Serve the child to its end; another flusher does if the first one ends before."""
         if not self._opened(child):
             return self.end(who, child, harm)
-        with Child(_serve, self.path, flusher) as serving:
+        with Child(serve, self.path, flusher) as serving:
             child.say("go on")
             until(lambda: child._wire.poll(0) or _ended(serving), "either ends", LATE_S * 2)
             if child._wire.poll(0):
@@ -302,31 +104,31 @@ class Run:
                 self.end("the flusher", serving, flusher)
                 return errors
             self.end("the flusher", serving, flusher)
-        with Child(_serve, self.path, NONE) as another:
+        with Child(serve, self.path, NONE) as another:
             errors = self.end(who, child, harm)
             self._ring()
             self.end("the next flusher", another)
         return errors
 
     def maker(self, harm: Harm) -> None:
-        with Child(_make, self.path, harm) as child:
+        with Child(make, self.path, harm) as child:
             self.end("the maker", child, harm)
-        with Child(_make, self.path, NONE) as child:
+        with Child(make, self.path, NONE) as child:
             errors = self.end("the next maker", child)
         if not all("FileExistsError" in error for error in errors):
             self.problems.append(f"the log cannot be made again: {errors}")
 
     def opener(self, harm: Harm) -> None:
         create(self.path, SEGMENT_BYTES, SEGMENT_BYTES, 0o600)
-        with Child(_leave_a_hole, self.path, self.said) as child:
+        with Child(leave_a_hole, self.path, self.said) as child:
             child.hear()
-            with Child(_serve, self.path, NONE) as flusher:
+            with Child(serve, self.path, NONE) as flusher:
                 child.say("go on")
                 child.hear()
                 flusher.kill()
                 child.kill()
         lose_shared_memory(self.path)
-        with Child(_open, self.path, harm) as child:
+        with Child(open_only, self.path, harm) as child:
             self.end("the opener", child, harm)
 
     def _ring(self) -> None:
@@ -345,9 +147,9 @@ class Run:
         """Open the log in a new process, without the control block if it is to be lost, and compare."""
         if lose and not served(self.path):
             lose_shared_memory(self.path)
-        with Child(_look, self.path) as child:
+        with Child(look, self.path) as child:
             child.hear()
-            with Child(_serve, self.path, NONE) as flusher:
+            with Child(serve, self.path, NONE) as flusher:
                 child.say("go on")
                 found = child.result()
                 self._ring()
@@ -369,8 +171,7 @@ class Run:
                 self.problems.append(f"{mark} went back from {lsn} to {found[mark]}")
         if not found["later"]:
             self.problems.append("the log does not go on")
-        if left := shared_names(self.path):
-            self.problems.append(f"left in /dev/shm: {[entry.name for entry in left]}")
+        until(lambda: not shared_names(self.path), "nothing is left in /dev/shm")
 
 
 def _ended(child: Child) -> bool:
