@@ -41,6 +41,7 @@ from crash.stores.users import (
 from support.processes import (
     SEGMENT_BYTES,
     Child,
+    flusher_pids,
     log_id,
     lose_shared_memory,
     shared_names,
@@ -58,6 +59,8 @@ class Run:
         self.path = path
         self.said = Said()
         self.problems: list[str] = []
+        self.starts = False
+        """whether flushers may have been started that are nobody's children"""
 
     def end(self, who: str, child: Child, harm: Harm = NONE) -> list[str]:
         """Wait for a child; the typed errors that it met."""
@@ -87,6 +90,7 @@ class Run:
             return self._through("the forker", child, NONE, NONE)
 
     def starter(self, harm: Harm) -> None:
+        self.starts = True
         create(self.path, SEGMENT_BYTES, SEGMENT_BYTES, 0o600)
         with Child(start_flusher, self.path, self.said, harm) as child:
             self.end("the starter", child, harm)
@@ -189,6 +193,10 @@ def a_run(scratch: Path) -> Iterator[Run]:
     except Exception as error:
         run.problems.append(f"{type(error).__name__}: {error}")
     finally:
+        try:
+            until(lambda: not (run.starts and flusher_pids(run.path)), "every flusher has left")
+        except AssertionError as error:
+            run.problems.append(str(error))
         if run.path.exists():
             with contextlib.suppress(OSError, ValueError, KeyError):
                 lose_shared_memory(run.path)
