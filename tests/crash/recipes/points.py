@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import mmap
 import os
 import signal
@@ -150,7 +151,11 @@ def torture(budget: Budget, tally: Tally) -> None:
     import_all()
     gc.freeze()
     first_only = type(tally) is not Tally
-    kills = plan(Points(), BITTEN if first_only else WHO)
+    logging.disable()
+    try:
+        kills = plan(Points(), BITTEN if first_only else WHO)
+    finally:
+        logging.disable(logging.NOTSET)
     for who in WHO:
         tally.figures[f"points of the {who}"] = sum(kill.who == who for kill in kills)
     budget.random(0).shuffle(kills)

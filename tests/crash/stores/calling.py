@@ -14,7 +14,7 @@ import gc
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from crash.stores.scenarios import Run, a_run
 from crash.stores.users import Harm, import_all
 from crash.stores.working import NOT_REACHED, share_out
 
+WHO = ("flusher", "user", "starter", "maker")
+BITTEN = ("flusher", "maker")
+"""Who runs what the planted bugs are in, with calls that fail."""
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR, errno.EMFILE, errno.EACCES)
 FIRST = (KILL, errno.EIO, errno.ENOMEM)
 """Tried before the others, where there is no time for all."""
@@ -85,10 +88,10 @@ def _judge_user(run: Run, errors: list[str], fault: Fault) -> None:
         run.problems.append(f"a sync failed and nobody was told: {errors}")
 
 
-def plan(counts: Counts) -> list[Fault]:
+def plan(counts: Counts, whom: Sequence[str]) -> list[Fault]:
     """Every call that each of them makes, times everything that can come of it."""
     found = []
-    for who in ("flusher", "user", "starter", "maker"):
+    for who in whom:
         if problems := try_fault(Fault(who), counts):
             raise AssertionError(f"{who} without a fault: {problems}")
         for name, count in counts.made().items():
@@ -107,10 +110,12 @@ def main() -> int:
     budget = Budget(float(sys.argv[1]), int(sys.argv[2]))
     import_all()
     gc.freeze()
-    faults = plan(Counts())
-    budget.random(0).shuffle(faults)
     first_only = "--first" in sys.argv
-    faults.sort(key=lambda fault: (fault.action not in FIRST, first_only and fault.n))
+    faults = plan(Counts(), BITTEN if first_only else WHO)
+    budget.random(0).shuffle(faults)
+    if first_only:
+        faults = sorted((fault for fault in faults if fault.action), key=lambda fault: fault.n)
+    faults.sort(key=lambda fault: fault.action not in FIRST)
     tally = Tally()
     share_out(faults, _trier, budget, tally, first_only)
     print(json.dumps(asdict(tally)))

@@ -50,7 +50,7 @@ def torture_and_plant(recipe: str, torture: Torture, bugs: Bugs, budget: Budget)
     """The recipe's run: three quarters of the time as things are, the rest for each bug."""
     tally = Tally()
     torture(Budget(budget.seconds * 0.75, budget.seed), tally)
-    seconds = max(20.0, budget.left_s() / len(bugs))
+    seconds = max(30.0, budget.left_s() / len(bugs))
     seen = 0
     for name, bug in bugs.items():
         if caught(recipe, bug, seconds, budget.seed) is None:
