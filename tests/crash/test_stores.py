@@ -48,7 +48,7 @@ def test_a_process_is_killed_at_some_lines_of_making_a_log_and_of_joining_it_aft
 
 def test_some_calls_of_a_flusher_a_user_and_a_maker_fail_or_kill_them() -> None:
     tally = Tally()
-    calls.torture(Budget(1.5, 1), tally)
+    calls.torture(Budget(60, 1), tally, most=16)
     _clean(tally)
 
 

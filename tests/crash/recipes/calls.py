@@ -21,7 +21,8 @@ from support.steps import Mutation
 TESTS = Path(__file__).resolve().parents[2]
 
 
-def torture(budget: Budget, tally: Tally) -> None:
+def torture(budget: Budget, tally: Tally, most: int | None = None) -> None:
+    """Every fault there is time for; with most, so many of them."""
     command = [
         sys.executable,
         "-W",
@@ -33,6 +34,8 @@ def torture(budget: Budget, tally: Tally) -> None:
     ]
     if type(tally) is not Tally:
         command.append("--first")
+    if most is not None:
+        command += ["--most", str(most)]
     paths = filter(None, (os.environ.get("PYTHONPATH"), str(TESTS)))
     environment = os.environ | {
         "LD_PRELOAD": str(shim()),

@@ -1,13 +1,14 @@
 """Runs under the shim: of every call that a user, a flusher, a starter of one or a maker makes,
 the n-th fails or kills.
 
-    python -m crash.stores.calling SECONDS SEED [--first]     prints a tally as JSON
+    python -m crash.stores.calling SECONDS SEED [--first] [--most N]     prints a tally as JSON
 
 This module knows calls and what they may fail with.  It may not know what must be so afterwards.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import gc
@@ -107,17 +108,22 @@ def _trier() -> Callable[[Fault], list[str]]:
 
 
 def main() -> int:
-    budget = Budget(float(sys.argv[1]), int(sys.argv[2]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--first", action="store_true", help="stop at the first violation")
+    parser.add_argument("--most", type=int, help="so many faults, however long they take")
+    options = parser.parse_args()
+    budget = Budget(options.seconds, options.seed)
     import_all()
     gc.freeze()
-    first_only = "--first" in sys.argv
-    faults = plan(Counts(), BITTEN if first_only else WHO)
+    faults = plan(Counts(), BITTEN if options.first else WHO)
     budget.random(0).shuffle(faults)
-    if first_only:
+    if options.first:
         faults = sorted((fault for fault in faults if fault.action), key=lambda fault: fault.n)
     faults.sort(key=lambda fault: fault.action not in FIRST)
     tally = Tally()
-    share_out(faults, _trier, budget, tally, first_only)
+    share_out(faults[: options.most], _trier, budget, tally, options.first)
     print(json.dumps(asdict(tally)))
     return 0
 
