@@ -15,12 +15,14 @@ if TYPE_CHECKING:
         AttachError,
         ClosedError,
         CorruptionError,
+        FencedError,
         FormatError,
         LogFailedError,
         LogFullError,
         RecordTooLargeError,
         RestartUnclearError,
         ShmlogError,
+        SourceDivergedError,
         TrimmedError,
     )
     from shmlog.handle.cursor import Cursor, CursorInfo, Lag
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from shmlog.handle.watch import Watch
     from shmlog.memory.statistics import Statistics
     from shmlog.records.batch import Record, RecordBatch
+    from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk
     from shmlog.records.scan import ArrowScan, Scan
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
@@ -39,8 +42,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "handle.cursor": "Cursor CursorInfo Lag",
     "errors": (
-        "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
-        " RestartUnclearError ShmlogError TrimmedError"
+        "AttachError ClosedError CorruptionError FencedError FormatError LogFailedError LogFullError"
+        " RecordTooLargeError RestartUnclearError ShmlogError SourceDivergedError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
@@ -49,6 +52,7 @@ _HOMES = {
     "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
     "records.batch": "Record RecordBatch",
+    "records.chunk": "ChunkInfo chunk_info decode_chunk encode_chunk",
     "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
     "tools.verify": "VerifyReport verify",
@@ -59,10 +63,12 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "ArrowScan",
     "AttachError",
+    "ChunkInfo",
     "ClosedError",
     "CorruptionError",
     "Cursor",
     "CursorInfo",
+    "FencedError",
     "FormatError",
     "Lag",
     "Log",
@@ -78,10 +84,14 @@ __all__ = [
     "RestartUnclearError",
     "Scan",
     "ShmlogError",
+    "SourceDivergedError",
     "Statistics",
     "TrimmedError",
     "VerifyReport",
     "Watch",
+    "chunk_info",
+    "decode_chunk",
+    "encode_chunk",
     "open",
     "open_readonly",
     "recover",

@@ -36,6 +36,11 @@ class Reading:
     _reader: Reader
     _taker: Taker | None = None
 
+    @property
+    def log_id(self) -> str:
+        """Who the log is, wherever it lies: 32 hexadecimal digits, fixed when it was made."""
+        return self._directory.identity.log_id.hex()
+
     def _bounds(self) -> tuple[int, int]:
         """(trimmed_lsn, committed_lsn) now."""
         raise NotImplementedError
