@@ -2,7 +2,7 @@
 
 Every verb prints for people, or one JSON document (cat: one a line) with --json.
 Exit status: 0 done; 1 an error, reported on stderr, or a reader of the output that has
-gone, which is not; 2 wrong usage; 130 interrupted.
+gone, which is not; 2 wrong usage; 3 fenced (ship); 130 interrupted.
 
 This module knows the verbs' words.  It may not know what a verb does.
 """
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from shmlog.cli import arguments as words
-from shmlog.cli import records, upkeep
+from shmlog.cli import engines, records, upkeep
 from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
 
@@ -93,6 +93,17 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="it did not: keep all, and fill the holes of dead writers",
     )
+    sub = verb("ship", engines.ship, "Ship records to an engine on other machines, as they come.")
+    sub.add_argument("url", metavar="URL", help="nats://HOST[,HOST...]/STREAM[?replicas=N]")
+    sub.add_argument("--name", default="ship", help="of the cursor that holds what is not shipped (ship)")
+    sub.add_argument("--chunks", action="store_true", help="many records a message (default)")
+    sub.add_argument(
+        "--chunk-bytes", type=words.size, default=256 << 10, metavar="SIZE", help="at most (default 256K)"
+    )
+    sub.add_argument("--tag", type=words.tags, metavar="TAGS", help="only these: 3, 3,5 or 10-19")
+    sub.add_argument("--config", metavar="FILE", help="TOML: settings for the engine's library")
+    sub.add_argument("--once", action="store_true", help="end when what is there now is shipped")
+
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
 
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -48,6 +49,14 @@ _NO_PEERS: Final = (10005, 10074)
 _Result = TypeVar("_Result")
 
 
+def _tls(files: Mapping[str, str]) -> ssl.SSLContext:
+    """ca_file, and cert_file with key_file for a server that asks who we are."""
+    context = ssl.create_default_context(cafile=files.get("ca_file"))
+    if "cert_file" in files:
+        context.load_cert_chain(files["cert_file"], files.get("key_file"))
+    return context
+
+
 class _Connection:
     """A connection of nats-py, on a thread of its own: calls block, and it answers the server's pings
     while nobody calls."""
@@ -55,6 +64,8 @@ class _Connection:
     def __init__(self, servers: Sequence[str], stream: str, settings: Mapping[str, Any]) -> None:
         self._stream = stream
         self._settings = {"name": "shmlog", **settings}
+        if isinstance(settings.get("tls"), Mapping):
+            self._settings["tls"] = _tls(settings["tls"])
         self._servers = [server if "://" in server else f"nats://{server}" for server in servers]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="shmlog nats", daemon=True)

@@ -34,7 +34,7 @@ import secrets
 import select
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol
@@ -274,11 +274,11 @@ class Shipper:
 
     # ------------------------------------------------------------------- loop
 
-    def run(self, once: bool = False) -> None:
+    def run(self, once: bool = False, each: Callable[[], None] = lambda: None) -> None:
         """step() until stop(); after an error of the engine with a pause that grows to ten seconds.
 
         once: end when all that was appended before the call is shipped; EngineError after half a minute
-        of errors. Other errors as step().
+        of errors. each: called after every step. Other errors as step().
         """
         goal = None
         if once:
@@ -289,6 +289,7 @@ class Shipper:
             while not self._stopped:
                 try:
                     shipped = self.step()
+                    each()
                     pause_s, failed_at = RETRY_S[0], None
                 except EngineError as error:
                     failed_at = failed_at or time.monotonic()
