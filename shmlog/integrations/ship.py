@@ -215,8 +215,6 @@ class Shipper:
                     position,
                     self._cursor.lsn,
                 )
-        if position < self._log.trimmed_lsn:
-            raise shmlog.TrimmedError(position, self._log.trimmed_lsn)
         self._tail, self._position, self._known = tail, position, True
         self.statistics = replace(self.statistics, position_lsn=position)
 

@@ -76,6 +76,12 @@ def test_every_kind_of_frame_arrives_once_and_in_order(
     fill(log, seed=2)
     ship_all(stream, log)
     assert_arrived(stream, log)
+    with reader(stream, log) as found:
+        end = 0
+        for batch in found.batches():
+            assert batch.lsn[0] == end, "what lies before a record belongs to the chunk before it"
+            end = batch.next_lsn
+    assert end == log.durable_lsn
     with shmlog.open_readonly(log.path) as look:
         (cursor,) = look.cursors()
     assert cursor.lsn == log.durable_lsn and cursor.lag.records == 0
@@ -253,6 +259,7 @@ def test_a_copy_of_the_log_that_went_its_own_way_is_refused(
         with pytest.raises(shmlog.SourceDivergedError) as diverged:
             ship_all(stream, log)
         assert diverged.value.lsn == end and (before > end) == longer
+        assert ("durable only up to" in str(diverged.value)) == (not longer)
     with shmlog.open(log_path) as log:
         log.append(b"goes on")
         ship_all(stream, log)
