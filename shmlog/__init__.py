@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk
     from shmlog.records.scan import ArrowScan, Scan
+    from shmlog.records.sealed import SealedSegment, decode_segment
+    from shmlog.tools.assemble import Assembled, assemble
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
@@ -48,6 +50,8 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "records.sealed": "SealedSegment decode_segment",
+    "tools.assemble": "Assembled assemble",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
@@ -62,6 +66,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "ArrowScan",
+    "Assembled",
     "AttachError",
     "ChunkInfo",
     "ClosedError",
@@ -83,14 +88,17 @@ __all__ = [
     "Reservation",
     "RestartUnclearError",
     "Scan",
+    "SealedSegment",
     "ShmlogError",
     "SourceDivergedError",
     "Statistics",
     "TrimmedError",
     "VerifyReport",
     "Watch",
+    "assemble",
     "chunk_info",
     "decode_chunk",
+    "decode_segment",
     "encode_chunk",
     "open",
     "open_readonly",
