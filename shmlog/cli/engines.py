@@ -1,4 +1,4 @@
-"""Engines: the verbs that take a log's records to other machines.
+"""Engines: the verbs that take a log's records to other machines, and that read an archive.
 
 This module knows integrations and when to end.  It may not know how records travel.
 """
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from shmlog.cli.arguments import check_place
 from shmlog.cli.output import report, say
-from shmlog.errors import FencedError
+from shmlog.errors import CorruptionError, FencedError
 
 if TYPE_CHECKING:
+    from shmlog.integrations.archived import ArchivedLog
     from shmlog.integrations.configuration import Target
     from shmlog.integrations.ship import Shipper, Sink
 
@@ -137,3 +138,114 @@ def ship(chosen: argparse.Namespace) -> int:
         facts = _facts(shipper)
     say(chosen, facts, _text(facts))
     return 0
+
+
+def archive(chosen: argparse.Namespace) -> int:
+    import logging
+
+    import shmlog
+
+    settings = _store_settings(chosen, chosen.url)
+    with extra("archive"):
+        from shmlog.integrations.archive import Archiver
+        from shmlog.integrations.objects import Store
+    check_place(chosen.directory)
+    logging.basicConfig(format="shmlog: %(message)s")
+    with (
+        shmlog.open(chosen.directory) as log,
+        Archiver(
+            log,
+            Store(chosen.url, settings),
+            name=chosen.name,
+            trim=chosen.trim,
+            keep_bytes=chosen.keep_bytes,
+        ) as archiver,
+        told_to_end(archiver.stop),
+    ):
+        archiver.run(chosen.once)
+        facts = asdict(archiver.statistics) | {"lag_bytes": log.committed_lsn - archiver.position_lsn}
+    text = f"archived {facts['records']} records in {facts['segments']} segments"
+    say(chosen, facts, f"{text}, up to LSN {facts['position_lsn']}; {facts['lag_bytes']} bytes behind")
+    return 0
+
+
+def is_url(place: str) -> bool:
+    """Whether a verb that reads a log was given an archive."""
+    return "://" in place
+
+
+def _store_settings(chosen: argparse.Namespace, url: str) -> dict[str, Any]:
+    from shmlog.integrations import configuration
+
+    if not is_url(url):
+        chosen.refuse("argument URL: a store's is s3://BUCKET/PREFIX, gs://, az:// or file:///PATH")
+    try:
+        configuration.refuse_secrets(url)
+    except ValueError as error:
+        chosen.refuse(f"argument URL: {error}")
+    settings: dict[str, Any] = configuration.load(chosen.config).get("store", {})
+    return settings
+
+
+def opened(chosen: argparse.Namespace, url: str) -> ArchivedLog:
+    """The archive at a URL; errors as open_archive()."""
+    settings = _store_settings(chosen, url)
+    with extra("archive"):
+        from shmlog.integrations.archived import open_archive
+    return open_archive(url, chosen.log, settings)
+
+
+def restore(chosen: argparse.Namespace) -> int:
+    with opened(chosen, chosen.directory) as archived:
+        facts = asdict(archived.restore(chosen.target))
+    text = (
+        f"{facts['path']}: a log of {facts['segments']} segments, [{facts['begin_lsn']}, {facts['end_lsn']})"
+    )
+    if facts["dropped_bytes"]:
+        text += f"; {facts['dropped_bytes']} bytes of an atomic batch whose end was not archived are left out"
+    say(chosen, facts, text)
+    return 0
+
+
+def info(chosen: argparse.Namespace) -> int:
+    with opened(chosen, chosen.directory) as archived:
+        sidecars = archived.sidecars
+        facts = {
+            "url": chosen.directory,
+            "log_id": archived.log_id,
+            "segments": len(sidecars),
+            "records": sum(sidecar.records for sidecar in sidecars),
+            "object_bytes": sum(sidecar.object_bytes for sidecar in sidecars),
+            "begin_lsn": archived.trimmed_lsn,
+            "end_lsn": archived.committed_lsn,
+            "first_time_ns": min((s.first_time_ns for s in sidecars if s.records), default=None),
+            "last_time_ns": max((s.last_time_ns for s in sidecars if s.records), default=None),
+        }
+    from shmlog.tools.info import text
+
+    say(chosen, facts, text(facts))
+    return 0
+
+
+def verify(chosen: argparse.Namespace) -> int:
+    """Every object is what its sidecar says, and every frame is valid."""
+    records = 0
+    with opened(chosen, chosen.directory) as archived:
+        begin, end, problem = archived.trimmed_lsn, archived.committed_lsn, None
+        try:
+            for batch in archived.read_batches():
+                records += len(batch)
+        except CorruptionError as error:
+            problem = error
+    facts = {
+        "url": chosen.directory,
+        "ok": problem is None,
+        "begin_lsn": begin,
+        "end_lsn": end,
+        "records": records,
+        "problem_lsn": problem and problem.lsn,
+        "problem": problem and str(problem),
+    }
+    text = f"{chosen.directory}: {records} records in [{begin}, {end})"
+    say(chosen, facts, f"{text}: BAD: {problem}" if problem else f"{text}: every frame is valid")
+    return int(problem is not None)

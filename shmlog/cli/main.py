@@ -26,10 +26,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, place: str = "DIR"
+    ) -> argparse.ArgumentParser:
         new = verbs.add_parser(name, help=text, description=text)
         new.set_defaults(run=run, refuse=new.error)
-        new.add_argument("directory", metavar="DIR", help="the log's directory")
+        meant = {"DIR": "the log's directory", "URL": "of an archive: s3://BUCKET/PREFIX, file:///PATH ..."}
+        new.add_argument("directory", metavar=place, help=meant.get(place, "a log's directory or an archive"))
+        if place != "DIR":
+            new.add_argument("--log", metavar="ID", help="of an archive with several: which log")
+            new.add_argument("--config", metavar="FILE", help="TOML: [store], settings of an archive's store")
         new.add_argument("--json", action="store_true", help="print JSON")
         return new
 
@@ -55,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--create", action="store_true", help="create the log if absent")
     sub.add_argument("--no-sync", action="store_true", help="do not wait until all is durable")
 
-    sub = verb("cat", records.cat, "Print records, a line each (--json: with their columns).")
+    sub = verb("cat", records.cat, "Print records, a line each (--json: with their columns).", "DIR|URL")
     sub.add_argument("--start", type=int, metavar="LSN", help="from this record on")
     sub.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
     sub.add_argument("--tag", type=words.tag, help="only records of this tag")
@@ -76,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace a file that is there")
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
-    verb("info", upkeep.info, "Show what the log is and who uses it.")
+    verb("info", upkeep.info, "Show what the log is and who uses it.", "DIR|URL")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
     answers = sub.add_mutually_exclusive_group()
@@ -104,7 +110,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", metavar="FILE", help="TOML: settings for the engine's library")
     sub.add_argument("--once", action="store_true", help="end when what is there now is shipped")
 
-    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+    sub = verb("archive", engines.archive, "Put sealed segments into an object store, as they come.")
+    sub.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://, az://, file:///PATH")
+    sub.add_argument("--name", default="archive", help="of the cursor that holds what is not archived")
+    sub.add_argument("--trim", action="store_true", help="give up in the log what is archived")
+    sub.add_argument(
+        "--keep-bytes", type=words.size, default=0, metavar="SIZE", help="but for so much (default 0)"
+    )
+    sub.add_argument("--config", metavar="FILE", help="TOML: [store], settings of the store")
+    sub.add_argument("--once", action="store_true", help="end when what is sealed now is archived")
+
+    sub = verb("restore", engines.restore, "Make a log's directory from an archive.", "URL")
+    sub.add_argument("target", metavar="DIR", help="where nothing is yet")
+
+    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.", "DIR|URL")
 
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from shmlog.cli import engines
 from shmlog.cli.arguments import check_place
 from shmlog.cli.output import progress_shown, put, say
 
@@ -116,22 +117,31 @@ def cat(chosen: argparse.Namespace) -> int:
         chosen.refuse("argument --raw: not allowed with argument --json")
     if chosen.follow and chosen.stop is not None:
         chosen.refuse("argument --follow: not allowed with argument --stop")
-    from shmlog.tools.export import record_facts
-
+    if engines.is_url(chosen.directory):
+        if chosen.follow:
+            chosen.refuse("argument --follow: not allowed with an archive")
+        with engines.opened(chosen, chosen.directory) as archived:
+            return _print(chosen, archived.read(chosen.start, chosen.stop))
     check_place(chosen.directory)
-    left = chosen.count if chosen.count is not None else -1
     with shmlog.open_readonly(chosen.directory) as log:
         records: Iterator[Record] = log.read(chosen.start, chosen.stop)
         if chosen.follow:
             records = log.tail(log.trimmed_lsn if chosen.start is None else chosen.start)
-        for record in records if left else ():
-            if chosen.tag is not None and record.tag != chosen.tag:
-                continue
-            left -= 1
-            data = json.dumps(record_facts(record)).encode() if chosen.json else record.data
-            put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
-            if left == 0:
-                break
+        return _print(chosen, records)
+
+
+def _print(chosen: argparse.Namespace, records: Iterator[Record]) -> int:
+    from shmlog.tools.export import record_facts
+
+    left = chosen.count if chosen.count is not None else -1
+    for record in records if left else ():
+        if chosen.tag is not None and record.tag != chosen.tag:
+            continue
+        left -= 1
+        data = json.dumps(record_facts(record)).encode() if chosen.json else record.data
+        put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
+        if left == 0:
+            break
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-SECRET_WORDS = ("password", "token", "secret", "seed", "passphrase")
+SECRET_WORDS = ("password", "token", "secret", "seed", "passphrase", "account_key", "sas_key")
 """A setting whose name has one of these is never written out in a file of settings."""
 
 
@@ -33,11 +33,16 @@ class Target(NamedTuple):
     options: dict[str, str]
 
 
+def refuse_secrets(url: str) -> None:
+    """ValueError for a URL that names a user."""
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("a URL must not hold a user or a password: --config names files with them")
+
+
 def parse_url(url: str) -> Target:
     """ValueError, which does not show the URL, for one that names no place or holds a secret."""
+    refuse_secrets(url)
     parts = urlsplit(url)
-    if "@" in parts.netloc:
-        raise ValueError("a URL must not hold a user or a password: --config names files with them")
     place = parts.path.strip("/")
     if not parts.scheme or not parts.netloc or not place or "/" in place:
         raise ValueError("a URL is SCHEME://HOST[,HOST...]/PLACE[?OPTION=VALUE]")

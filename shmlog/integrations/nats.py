@@ -35,7 +35,8 @@ import nats.js.errors
 from nats.aio.client import Client
 
 import shmlog
-from shmlog.integrations.ship import ConflictError, EngineError, Tail, last_of
+from shmlog.integrations.repeating import EngineError
+from shmlog.integrations.ship import ConflictError, Tail, last_of
 
 REPLICAS: Final = 3
 TIMEOUT_S: Final = 5.0

@@ -29,12 +29,10 @@ This module knows a log's public names and a sink.  It may not know any engine.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import select
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol
@@ -42,6 +40,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 import shmlog
+from shmlog.integrations.repeating import DURABLE_S, EngineError, Repeating
 
 CHUNK_BYTES: Final = 256 << 10
 CHUNK_PREFIX_BYTES: Final = 64
@@ -50,19 +49,8 @@ GAP_BYTES: Final = 16 << 20
 """So much without a wanted record is shipped as a chunk without records: the position moves on."""
 COMMIT_S: Final = 1.0
 """How often the cursor follows the position."""
-DURABLE_S: Final = 0.004
-"""How soon to look again whether what was committed is durable. A wait would make the flusher sync for
-us alone, at the writers' cost."""
-RETRY_S: Final = 0.1, 10.0
-"""The first and the longest pause after an error of the engine."""
-ONCE_S: Final = 30.0
-"""run(once=True) gives up after so long without an engine."""
 
 _logger = logging.getLogger("shmlog.ship")
-
-
-class EngineError(OSError):
-    """The engine could not be reached or did not do it; whether it did is not known. Try again."""
 
 
 class ConflictError(Exception):
@@ -120,7 +108,7 @@ def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
     return int(batch.lsn[-1]), int(struct.unpack_from("<I", frame, 4)[0])
 
 
-class Shipper:
+class Shipper(Repeating):
     """Ships one log to one sink, from one process.  A context manager.
 
     name: of the cursor that keeps what is not yet shipped. tags: only these records; the position
@@ -139,10 +127,11 @@ class Shipper:
         if chunk_bytes < 1:
             raise ValueError(f"chunk_bytes must be positive: {chunk_bytes}")
         self.shipper_id = secrets.token_hex(8)
-        self._log, self._sink = log, sink
+        self._cursor = log.cursor(name)  # first: it may be open elsewhere
+        super().__init__(log)
+        self._sink = sink
         self._tags = None if tags is None else tags if isinstance(tags, (int, range)) else frozenset(tags)
         self._chunk_bytes = chunk_bytes
-        self._cursor = log.cursor(name)
         self._tail: Tail | None = None
         self._known = False  # whether _tail is the engine's
         self._position = self._floor = self._cursor.lsn
@@ -150,8 +139,6 @@ class Shipper:
         self._ahead: _Ahead | None = None
         self._committed_at = 0.0
         self._seen = 0  # durable_lsn when _next() last looked
-        self._bell = os.pipe()
-        self._stopped = False
         self.statistics = ShipStatistics(self._position)
 
     # ------------------------------------------------------------------ steps
@@ -270,58 +257,11 @@ class Shipper:
             self._cursor.commit(self._position)
             self._committed_at = now
 
-    # ------------------------------------------------------------------- loop
+    def _wanted_lsn(self) -> int:
+        return self._seen + 1
 
-    def run(self, once: bool = False, each: Callable[[], None] = lambda: None) -> None:
-        """step() until stop(); after an error of the engine with a pause that grows to ten seconds.
-
-        once: end when all that was appended before the call is shipped; EngineError after half a minute
-        of errors. each: called after every step. Other errors as step().
-        """
-        goal = None
-        if once:
-            self._log.wait_durable()
-            goal = self._log.durable_lsn
-        pause_s, failed_at = RETRY_S[0], None
-        with self._log.watch() as watch:
-            while not self._stopped:
-                try:
-                    shipped = self.step()
-                    each()
-                    pause_s, failed_at = RETRY_S[0], None
-                except EngineError as error:
-                    failed_at = failed_at or time.monotonic()
-                    if once and time.monotonic() - failed_at > ONCE_S:
-                        raise
-                    _logger.warning("%s; trying again in %.1f s", error, pause_s)
-                    self._sleep(pause_s)
-                    pause_s = min(2 * pause_s, RETRY_S[1])
-                    continue
-                if not shipped and goal is not None and self._log.durable_lsn >= goal:
-                    break
-                if not shipped:
-                    self._await_more(watch)
+    def _settle(self) -> None:
         self._commit(0.0)
-
-    def _await_more(self, watch: shmlog.Watch) -> None:
-        """Until more may be durable than when step() looked, or a second has passed."""
-        if self._log.durable_lsn > self._seen:
-            return
-        if self._log.committed_lsn <= self._seen:
-            watch.clear()
-            if not watch.arm("committed", self._seen + 1):
-                self._sleep(1.0, watch)
-        if self._log.committed_lsn > self._seen and not self._stopped:
-            self._sleep(DURABLE_S)
-
-    def _sleep(self, seconds: float, *others: shmlog.Watch) -> None:
-        select.select([self._bell[0], *(other.fileno() for other in others)], [], [], seconds)
-
-    def stop(self) -> None:
-        """End run() after the step that it is in; from a thread or a signal handler."""
-        if not self._stopped:
-            self._stopped = True
-            os.write(self._bell[1], b"!")
 
     @property
     def lag(self) -> shmlog.Lag:
@@ -332,13 +272,9 @@ class Shipper:
 
     def close(self) -> None:
         """Let go of cursor and sink; the log stays open.  Idempotent."""
-        if self._bell[0] < 0:
-            return
-        self._cursor.close()
-        self._sink.close()
-        for fd in self._bell:
-            os.close(fd)
-        self._bell = -1, -1
+        if self._close_bell():
+            self._cursor.close()
+            self._sink.close()
 
     def __enter__(self) -> Shipper:
         return self

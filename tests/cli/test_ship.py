@@ -21,7 +21,8 @@ if why := servers.missing():
     pytest.skip(why, allow_module_level=True)
 
 from shmlog.integrations.nats import NatsReader, NatsSink
-from shmlog.integrations.ship import EngineError, Shipper
+from shmlog.integrations.repeating import EngineError
+from shmlog.integrations.ship import Shipper
 
 COMMAND = [sys.executable, "-W", "error", "-m", "shmlog", "ship"]
 

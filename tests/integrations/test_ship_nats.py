@@ -18,7 +18,8 @@ from support.shipping import SMALL, Faulty, assert_shipped, fill, records
 import shmlog
 import shmlog.integrations
 from shmlog.integrations import ship
-from shmlog.integrations.ship import EngineError, Shipper, Tail
+from shmlog.integrations.repeating import EngineError
+from shmlog.integrations.ship import Shipper, Tail
 
 if why := servers.missing():
     pytest.skip(why, allow_module_level=True)
