@@ -113,8 +113,6 @@ class Archiver(Repeating):
             raise shmlog.SourceDivergedError(
                 position, f"it is durable only up to LSN {self._log.durable_lsn}"
             )
-        if position < self._log.trimmed_lsn:
-            raise shmlog.TrimmedError(position, self._log.trimmed_lsn)
         self._check_last(position)
         self._position, self._ready = position, True
         self.statistics = replace(self.statistics, position_lsn=position)
