@@ -21,9 +21,10 @@ This module knows JetStream and chunks.  It may not know how a log is read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import ssl
-import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -41,6 +42,7 @@ from shmlog.integrations.ship import ConflictError, Tail, last_of
 REPLICAS: Final = 3
 TIMEOUT_S: Final = 5.0
 CONNECT_S: Final = 5.0
+RECONNECT_S: Final = 1.0
 HEADER_BYTES: Final = 1024
 """Of a message's largest size are kept for its headers."""
 LOOK_S: Final = 0.01, 0.25
@@ -48,6 +50,8 @@ LOOK_S: Final = 0.01, 0.25
 _WRONG_LAST: Final = (10071, 10164)
 _NO_PEERS: Final = (10005, 10074)
 _Result = TypeVar("_Result")
+
+_logger = logging.getLogger("shmlog.ship")
 
 
 def _tls(files: Mapping[str, str]) -> ssl.SSLContext:
@@ -59,8 +63,8 @@ def _tls(files: Mapping[str, str]) -> ssl.SSLContext:
 
 
 class _Connection:
-    """A connection of nats-py, on a thread of its own: calls block, and it answers the server's pings
-    while nobody calls."""
+    """A connection of nats-py whose calls block.  The server's pings are answered in calls, and in idle():
+    a thread for that would be two switches more for each chunk."""
 
     def __init__(self, servers: Sequence[str], stream: str, settings: Mapping[str, Any]) -> None:
         self._stream = stream
@@ -69,8 +73,6 @@ class _Connection:
             self._settings["tls"] = _tls(settings["tls"])
         self._servers = [server if "://" in server else f"nats://{server}" for server in servers]
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="shmlog nats", daemon=True)
-        self._thread.start()
         self._nats: Client | None = None
         self._lost = asyncio.Event()
 
@@ -78,8 +80,16 @@ class _Connection:
         if self._nats is None:
             self._nats = self._call(self._connect(), CONNECT_S)
         if not self._nats.is_connected:
-            raise EngineError("nats: not connected")
+            self._loop.run_until_complete(self._reconnect(self._nats))
         return self._nats
+
+    async def _reconnect(self, connection: Client) -> None:
+        """Let the library do it: it can only while its loop runs."""
+        deadline = self._loop.time() + RECONNECT_S
+        while not connection.is_connected:
+            if self._loop.time() > deadline:
+                raise EngineError("nats: not connected")
+            await asyncio.sleep(0.01)
 
     async def _connect(self) -> Client:
         async def silent(error: Exception) -> None:
@@ -119,7 +129,7 @@ class _Connection:
             raise EngineError(f"nats: {'the connection was lost' if done else 'no answer'}")
 
         try:
-            return asyncio.run_coroutine_threadsafe(bounded(), self._loop).result()
+            return self._loop.run_until_complete(bounded())
         except nats.js.errors.APIError as error:
             if isinstance(error, nats.js.errors.NotFoundError) or error.err_code in _NO_PEERS:
                 raise
@@ -194,21 +204,25 @@ class _Connection:
             raise ConflictError(error.get("description"))
         raise EngineError(f"nats: {error.get('description')} ({error.get('err_code')})")
 
+    def idle(self) -> None:
+        """Read what came, and answer it."""
+        self._loop.run_until_complete(asyncio.sleep(0.001))
+
     def max_payload(self) -> int:
         return int(self.connected().max_payload)
 
     def close(self) -> None:
-        async def end(connection: Client | None) -> None:
-            if connection is not None:
-                await connection.close()
-            for task in asyncio.all_tasks():
-                if task is not asyncio.current_task():
-                    task.cancel()
+        async def end() -> None:
+            if self._nats is not None:
+                with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
+                    await asyncio.wait_for(self._nats.close(), TIMEOUT_S)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
-        if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(end(self._nats), self._loop).result(TIMEOUT_S)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        if not self._loop.is_closed():
+            self._loop.run_until_complete(end())
             self._loop.close()
 
 
@@ -258,6 +272,9 @@ class NatsSink:
         headers = self._headers(chunk, tail)
         self._sequence = self._connection.publish(self.subject, chunk, headers)
 
+    def idle(self) -> None:
+        self._connection.idle()
+
     def _headers(self, chunk: bytes, tail: Tail) -> dict[str, str]:
         headers = {
             "Nats-Expected-Stream": self._stream,
@@ -289,12 +306,19 @@ class NatsReader:
         """Yield every chunk's records, from the first that the stream has, checksums checked.
 
         next_lsn of each is where the next begins: CorruptionError if it begins elsewhere. follow: go on
-        as more comes; TimeoutError after so many seconds without any. EngineError: call again.
+        as more comes, and after errors of the engine; TimeoutError after so many seconds without any.
+        EngineError, but for the latter: begin again.
         """
         sequence, expected = 1, None
         pause_s, quiet_since = LOOK_S[0], time.monotonic()
         while True:
-            message = self._connection.next(self.subject, sequence)
+            try:
+                message = self._connection.next(self.subject, sequence)
+            except EngineError as error:
+                if not follow:
+                    raise
+                _logger.warning("%s; trying again", error)
+                message = None
             if message is None:
                 if not follow:
                     return

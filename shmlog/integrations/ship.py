@@ -82,6 +82,10 @@ class Sink(Protocol):
         the last tail() or put(). Returns when it is safe. ConflictError, EngineError."""
         ...
 
+    def idle(self) -> None:
+        """There is nothing to put; called at least every second, while that is so."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -156,6 +160,7 @@ class Shipper(Repeating):
             found = self._next()
             if found is None:
                 self._commit(DURABLE_S)
+                self._sink.idle()
                 return False
             chunk, tail, records = found
             self._sink.put(chunk, tail)

@@ -426,11 +426,14 @@ def test_a_stream_that_lets_messages_go_or_has_too_few_copies_is_refused(
     stream: tuple[servers.Server, str], log: shmlog.Log
 ) -> None:
     server, name = stream
-    with pytest.raises(ValueError, match="replicas=1 must be asked for"):
-        Shipper(log, NatsSink([server.address], name, log.log_id)).run(once=True)
+    with (
+        Shipper(log, NatsSink([server.address], name, log.log_id)) as shipper,
+        pytest.raises(ValueError, match="replicas=1 must be asked for"),
+    ):
+        shipper.run(once=True)
     servers.request(server, f"$JS.API.STREAM.CREATE.{name}", {"name": name, "subjects": [f"{name}.>"]})
     with pytest.raises(ValueError, match="deny_delete and deny_purge"):
-        ship_all(stream, log, name="again")
+        ship_all(stream, log)
 
 
 def test_an_engine_that_is_not_there_is_an_error_to_try_again(

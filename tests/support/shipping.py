@@ -81,5 +81,8 @@ class Faulty:
         self._sink.put(chunk, tail)
         self._event("after put")
 
+    def idle(self) -> None:
+        self._sink.idle()
+
     def close(self) -> None:
         self._sink.close()
