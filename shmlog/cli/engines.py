@@ -62,15 +62,22 @@ def extra(name: str) -> Iterator[None]:
 
 def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]) -> Sink:
     options = dict(target.options)
-    if target.scheme != "nats":
-        chosen.refuse(f"argument URL: {target.scheme}:// is no engine that can be shipped to; nats:// is")
-    with extra("nats"):
-        from shmlog.integrations.nats import REPLICAS, NatsSink
-    replicas = options.pop("replicas", str(REPLICAS))
-    if options or not replicas.isdigit():
-        chosen.refuse("argument URL: the only option is replicas=N")
-    settings = tables.get("nats", {})
-    return NatsSink(target.hosts, target.place, log_id, replicas=int(replicas), settings=settings)
+    settings = tables.get(target.scheme, {})
+    if target.scheme == "nats":
+        with extra("nats"):
+            from shmlog.integrations.nats import REPLICAS, NatsSink
+        replicas = options.pop("replicas", str(REPLICAS))
+        if options or not replicas.isdigit():
+            chosen.refuse("argument URL: the only option is replicas=N")
+        return NatsSink(target.hosts, target.place, log_id, replicas=int(replicas), settings=settings)
+    if target.scheme == "valkey":
+        with extra("valkey"):
+            from shmlog.integrations.valkey import ValkeySink
+        if options or len(target.hosts) != 1:
+            chosen.refuse("argument URL: valkey:// takes one host and no options")
+        return ValkeySink(target.hosts[0], target.place, log_id, settings=settings)
+    chosen.refuse(f"argument URL: {target.scheme}:// cannot be shipped to; nats:// and valkey:// can")
+    raise AssertionError  # refuse() exits
 
 
 def _facts(shipper: Shipper) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         help="it did not: keep all, and fill the holes of dead writers",
     )
     sub = verb("ship", engines.ship, "Ship records to an engine on other machines, as they come.")
-    sub.add_argument("url", metavar="URL", help="nats://HOST[,HOST...]/STREAM[?replicas=N]")
+    sub.add_argument(
+        "url", metavar="URL", help="nats://HOST[,HOST...]/STREAM[?replicas=N], valkey://HOST/KEY"
+    )
     sub.add_argument("--name", default="ship", help="of the cursor that holds what is not shipped (ship)")
     sub.add_argument("--chunks", action="store_true", help="many records a message (default)")
     sub.add_argument(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import nats as servers
+from support import valkey
 from support.processes import until
 from support.shipping import SMALL, assert_shipped, fill
 
@@ -121,7 +122,13 @@ def test_a_ship_that_was_overtaken_ends_with_status_3(server: servers.Server, lo
 def test_wrong_usage_and_what_cannot_go_on_say_so(
     server: servers.Server, log: shmlog.Log, tmp_path: Path
 ) -> None:
-    for url in ("nats://host", "ftp://host/x", "nats://host/x?retain=1", "nats://me:hunter2@host/S"):
+    for url in (
+        "nats://host",
+        "ftp://host/x",
+        "valkey://a,b/x",
+        "nats://host/x?retain=1",
+        "nats://me:hunter2@host/S",
+    ):
         run(log.path, url, "--once", status=2)
     url = f"nats://{server.address}/CLI-{log.log_id}"
     assert "replicas=1 must be asked for" in run(log.path, url, "--once", status=1).stderr
@@ -154,3 +161,14 @@ def test_secrets_come_from_files_and_the_environment(log: shmlog.Log, tmp_path: 
         assert "nats.password is a secret" in done.stderr
     elif kind == "missing":
         assert "no NO_SUCH in the environment" in done.stderr
+
+
+def test_ship_ships_to_valkey_too(log: shmlog.Log, tmp_path: Path) -> None:
+    if why := valkey.missing():
+        pytest.skip(why)
+    from shmlog.integrations.valkey import ValkeyReader
+
+    with valkey.server(tmp_path / "valkey") as server:
+        run(log.path, f"valkey://{server.address}/logs", "--once")
+        with ValkeyReader(server.address, "logs", log.log_id) as found:
+            assert_shipped(log, found.batches())
