@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LogFailedError,
         LogFullError,
         RecordTooLargeError,
+        RestartUnclearError,
         ShmlogError,
         TrimmedError,
     )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
     from shmlog.tools.recover import recover
+    from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -37,11 +39,12 @@ _HOMES = {
     "handle.cursor": "Cursor",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
-        " ShmlogError TrimmedError"
+        " RestartUnclearError ShmlogError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "tools.recover": "recover",
+    "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
     "records.batch": "Record RecordBatch",
     "records.scan": "ArrowScan Scan",
@@ -66,7 +69,9 @@ __all__ = [
     "RecordBatch",
     "RecordTooLargeError",
     "Recovery",
+    "RepairReport",
     "Reservation",
+    "RestartUnclearError",
     "Scan",
     "ShmlogError",
     "Statistics",
@@ -75,6 +80,7 @@ __all__ = [
     "open",
     "open_readonly",
     "recover",
+    "repair",
     "verify",
 ]
 

@@ -13,6 +13,7 @@ import pytest
 from support.processes import SEGMENT_BYTES
 
 import shmlog
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 
 TICK = np.dtype(
     [("symbol", "S4"), ("price", "<f8"), ("size", ">u4"), ("when", "<M8[ns]"), ("at", "<f4", (2,))]
@@ -118,7 +119,7 @@ def test_damage_reaches_whoever_consumes_as_an_error_that_names_it(log: Any) -> 
     pyarrow = pytest.importorskip("pyarrow")
     lsn = rows(log)[3][0]
     with (Path(log.path) / "segments" / f"{0:020d}.seg").open("r+b") as file:
-        file.seek(4096 + lsn + 40)
+        file.seek(SEGMENT_HEADER_BYTES + lsn + 40)
         file.write(b"\xff")
     scan = log.scan()
     for consume in (

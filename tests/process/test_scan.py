@@ -14,6 +14,7 @@ from support import arrow
 from support.processes import SEGMENT_BYTES, Child, append_some, kill_everybody, lose_shared_memory
 
 import shmlog
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -237,7 +238,7 @@ def test_a_damaged_record_ends_a_scan_as_it_ends_a_read(log_path: Path) -> None:
         lsns = [log.append(bytes(100)) for _ in range(10)]
         log.wait_durable()
         with (log_path / "segments" / f"{0:020d}.seg").open("r+b") as file:
-            file.seek(4096 + lsns[4] + 32 + 50)
+            file.seek(SEGMENT_HEADER_BYTES + lsns[4] + 32 + 50)
             file.write(b"\x01")
         scan, found = log.scan(), iter(log.scan())
         assert len(next(found)) == 4

@@ -10,6 +10,7 @@ import pytest
 from support.processes import SEGMENT_BYTES, Child, append_some, kill_everybody, lose_shared_memory
 
 import shmlog
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -163,7 +164,7 @@ def test_a_flipped_bit_is_found_and_named(log_path: Path, dtype: Any) -> None:
         lsns = [log.append(bytes(100)) for _ in range(10)]
         log.wait_durable()
         with (log_path / "segments" / f"{0:020d}.seg").open("r+b") as file:
-            file.seek(4096 + lsns[4] + 32 + 50)
+            file.seek(SEGMENT_HEADER_BYTES + lsns[4] + 32 + 50)
             file.write(b"\x01")
         with pytest.raises(shmlog.CorruptionError, match=rf"LSN {lsns[4]}: the checksum"):
             log.take(lsns[::-1], dtype)
@@ -175,7 +176,7 @@ def test_a_file_that_is_cut_under_a_take_is_an_error(log_path: Path) -> None:
         with shmlog.open_readonly(log_path) as log:
             log.take(lsns[:1])
             with (log_path / "segments" / f"{0:020d}.seg").open("r+b") as file:
-                file.truncate(4096 + (1 << 20))
+                file.truncate(SEGMENT_HEADER_BYTES + (1 << 20))
             try:
                 log.take(lsns[-1:])
             except shmlog.CorruptionError as error:

@@ -164,7 +164,8 @@ static PyObject *py_arrow_array(PyObject *module, PyObject *args) {
 static int scan_own(scan_t *scan, const char *directory, const char *header, Py_ssize_t header_bytes,
                     const char *holes, Py_ssize_t hole_bytes) {
     if (header_bytes != SCAN_HEADER_BYTES || !scan->segment_bytes || scan->segment_bytes % GRANULE_BYTES ||
-        scan->begin % GRANULE_BYTES || scan->segment_bytes > INT32_MAX - SEGMENT_HEADER_BYTES) {
+        scan->begin % GRANULE_BYTES || scan->segment_bytes > INT32_MAX - SEGMENT_HEADER_BYTES ||
+        scan->copy_at > SEGMENT_HEADER_BYTES - SCAN_HEADER_BYTES) {
         PyErr_SetString(PyExc_ValueError, "these are no segments of a log");
         return -1;
     }
@@ -193,17 +194,18 @@ static PyObject *py_arrow_stream(PyObject *module, PyObject *args) {
     PyObject *described, *wanted, *requested;
     const char *directory, *header, *holes;
     Py_ssize_t header_bytes, hole_bytes;
-    unsigned long long segment_bytes, begin, stop, end, batch_records, batch_bytes;
+    unsigned long long copy_at, segment_bytes, begin, stop, end, batch_records, batch_bytes;
     long long payload_bytes;
     unsigned int seed;
     int verify;
-    if (!PyArg_ParseTuple(args, "O!Lyy#KKKKy#IpOKKO", &PyTuple_Type, &described, &payload_bytes, &directory,
-                          &header, &header_bytes, &segment_bytes, &begin, &stop, &end, &holes, &hole_bytes,
+    if (!PyArg_ParseTuple(args, "O!Lyy#KKKKKy#IpOKKO", &PyTuple_Type, &described, &payload_bytes, &directory,
+                          &header, &header_bytes, &copy_at, &segment_bytes, &begin, &stop, &end, &holes, &hole_bytes,
                           &seed, &verify, &wanted, &batch_records, &batch_bytes, &requested))
         return NULL;
     scan_t *scan = calloc(1, sizeof *scan);
     if (!scan)
         return PyErr_NoMemory();
+    scan->copy_at = copy_at;
     scan->segment_bytes = segment_bytes;
     scan->begin = begin;
     scan->stop = stop;
@@ -233,8 +235,8 @@ static PyMethodDef stream_functions[] = {
      "arrow_array(columns, mapping, records, places, requested_schema)\n--\n\n"
      "Records whose payloads begin at these places of a mapping: capsules of an ArrowSchema, an ArrowArray."},
     {"arrow_stream", py_arrow_stream, METH_VARARGS,
-     "arrow_stream(columns, payload_bytes, directory, header, segment_bytes, begin_lsn, stop_lsn, end_lsn,\n"
-     "             holes, seed, verify, tags, batch_records, batch_bytes, requested_schema)\n--\n\n"
+     "arrow_stream(columns, payload_bytes, directory, header, header_copy_at, segment_bytes, begin_lsn,\n"
+     "             stop_lsn, end_lsn, holes, seed, verify, tags, batch_records, batch_bytes, requested_schema)\n--\n\n"
      "The records of a range of segment files: a capsule of an ArrowArrayStream."},
     {NULL, NULL, 0, NULL}};
 

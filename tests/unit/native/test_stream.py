@@ -36,6 +36,7 @@ def stream(columns: Any, payload_bytes: int = -1, **other: Any) -> object:
     values = {
         "directory": b"/nowhere",
         "header": bytes(32),
+        "copy_at": 4096,
         "segment_bytes": SEGMENT_BYTES,
         "begin": 0,
         "stop": 64,
@@ -89,6 +90,7 @@ def test_a_form_as_deep_as_the_stack_is_refused() -> None:
     "other",
     [
         {"header": bytes(31)},
+        {"copy_at": SEGMENT_HEADER_BYTES - 31},
         {"segment_bytes": 0},
         {"segment_bytes": 33},
         {"segment_bytes": 1 << 32},
