@@ -92,6 +92,7 @@ class _ControlWords(SimpleNamespace):
     WANTED_DURABLE: Final[int]
     WANTED_TRIMMED: Final[int]
     STARTING_NS: Final[int]
+    STARTS: Final[int]
     PARTICIPANT_HIGH: Final[int]
     GENERATION: Final[int]
     FLUSHER_PID: Final[int]

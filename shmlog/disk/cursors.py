@@ -102,6 +102,9 @@ class CursorFile:
             if not self._lock.try_lock(0):
                 raise AttachError(f"the cursor {name!r} of {directory.path} is open elsewhere")
             self._sequence, self.lsn = self._load_or_begin(begin)
+            # its names too: whoever made it may have been killed before that
+            files.sync_directory(directory.cursors_path)
+            files.sync_directory(directory.path)
         except BaseException:
             self._lock.close()
             raise
@@ -127,5 +130,4 @@ class CursorFile:
         with files.descriptor(files.open_file(self.path, writable=True)) as fd:
             files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
             os.fsync(fd)
-        files.sync_directory(os.path.dirname(self.path))
         return place

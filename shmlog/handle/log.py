@@ -223,6 +223,7 @@ class Log(Appending, Reading):
             has = joined.control.load(kind.watermark)
             raise TimeoutError(
                 f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
+                f"{flushers.trouble(self._directory, joined.control)}"
             )
 
     # -------------------------------------------------------------- retention

@@ -50,7 +50,8 @@ class ControlBlock:
         buffer = memory.buf
         assert buffer is not None
         self.buffer = buffer
-        self._step_lock = threading.Lock()
+        # reentrant: a signal handler may fail the log where fail() or step() holds it
+        self._step_lock = threading.RLock()
         self.native = _native.Control(buffer, identity.geometry.window_bytes, PARTICIPANT_COUNT)
         self.commit_bell = Bell(block.bell_name(identity.log_id, "c"))
         self.sync_bell = Bell(block.bell_name(identity.log_id, "s"))

@@ -6,8 +6,10 @@ import ast
 import gc
 import mmap
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -328,3 +330,26 @@ def test_the_stub_names_what_is_there_and_nothing_else() -> None:
         if parts is not None:
             plain = {part for part in parts if not (part.startswith("__") and part.endswith("__"))}
             assert plain == members(getattr(_native, words.get(name, name))), name
+
+
+@pytest.mark.parametrize("enabled", ["before", "after"])
+def test_faulthandler_lets_a_lost_page_pass_only_if_enabled_first(tmp_path: Path, enabled: str) -> None:
+    """As the documentation says: what is installed after ours takes its place."""
+    program = f"""
+        import faulthandler, os, sys
+        if {enabled == "before"}: faulthandler.enable()
+        from shmlog import _native
+        fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, 8192)
+        mapping = _native.Mapping(fd, 8192, True)
+        if {enabled == "after"}: faulthandler.enable()
+        os.ftruncate(fd, 0)
+        memoryview(mapping)[0] = 1
+        sys.exit(0 if mapping.faulted else 1)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    if enabled == "before":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == -signal.SIGBUS and b"Bus error" in done.stderr

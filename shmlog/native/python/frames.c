@@ -26,8 +26,10 @@ static PyObject *py_crc32c_table(PyObject *module, PyObject *args) {
     return PyLong_FromUnsignedLong(crc);
 }
 
+/* Not up to the last LSN there is: a step of a granule from below `end` would begin again at 0. */
 int walk_bounds(Py_ssize_t bytes, uint64_t base_lsn, uint64_t begin, uint64_t end) {
-    if (base_lsn <= begin && begin <= end && end - base_lsn <= (uint64_t)bytes && begin % GRANULE_BYTES == 0)
+    if (base_lsn <= begin && begin <= end && end - base_lsn <= (uint64_t)bytes &&
+        end <= NO_LSN - (GRANULE_BYTES - 1) && begin % GRANULE_BYTES == 0)
         return 0;
     PyErr_Format(PyExc_ValueError, "[%llu, %llu) is not inside %zd bytes from %llu",
                  (unsigned long long)begin, (unsigned long long)end, bytes, (unsigned long long)base_lsn);

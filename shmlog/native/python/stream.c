@@ -181,7 +181,7 @@ static int scan_own(scan_t *scan, const char *directory, const char *header, Py_
                     const char *holes, Py_ssize_t hole_bytes) {
     if (header_bytes != SCAN_HEADER_BYTES || !scan->segment_bytes || scan->segment_bytes % GRANULE_BYTES ||
         scan->begin % GRANULE_BYTES || scan->segment_bytes > INT32_MAX - SEGMENT_HEADER_BYTES ||
-        scan->copy_at > SEGMENT_HEADER_BYTES - SCAN_HEADER_BYTES) {
+        scan->end > NO_LSN - scan->segment_bytes || scan->copy_at > SEGMENT_HEADER_BYTES - SCAN_HEADER_BYTES) {
         PyErr_SetString(PyExc_ValueError, "these are no segments of a log");
         return -1;
     }

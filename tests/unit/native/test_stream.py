@@ -95,6 +95,7 @@ def test_a_form_as_deep_as_the_stack_is_refused() -> None:
         {"segment_bytes": 33},
         {"segment_bytes": 1 << 32},
         {"begin": 1},
+        {"end": 2**64 - SEGMENT_BYTES},
         {"tags": (1, 2, 0)},
         {"tags": "x"},
         {"requested": object()},
@@ -144,6 +145,7 @@ def test_a_take_checks_its_source_and_its_room(mapping: _native.Mapping) -> None
         ((number, (mapping,), 2 * SEGMENT_BYTES, 64, 7), bytearray(8)),
         ((number, (mapping,), 0, 64, 7), bytearray(8)),
         ((number, (7,), SEGMENT_BYTES, 64, 7), bytearray(8)),
+        ((number, (mapping,), SEGMENT_BYTES, 2**64 - SEGMENT_BYTES, 7), bytearray(8)),
     ):
         with pytest.raises(ValueError):
             _native.take_rows(source, lsns, 4, room)
