@@ -23,9 +23,10 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
-    from shmlog.handle.cursor import Cursor
+    from shmlog.handle.cursor import Cursor, CursorInfo, Lag
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
+    from shmlog.handle.watch import Watch
     from shmlog.memory.statistics import Statistics
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "handle.cursor": "Cursor",
+    "handle.cursor": "Cursor CursorInfo Lag",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
         " RestartUnclearError ShmlogError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
+    "handle.watch": "Watch",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
@@ -60,7 +62,9 @@ __all__ = [
     "ClosedError",
     "CorruptionError",
     "Cursor",
+    "CursorInfo",
     "FormatError",
+    "Lag",
     "Log",
     "LogFailedError",
     "LogFullError",
@@ -77,6 +81,7 @@ __all__ = [
     "Statistics",
     "TrimmedError",
     "VerifyReport",
+    "Watch",
     "open",
     "open_readonly",
     "recover",

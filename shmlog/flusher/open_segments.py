@@ -120,7 +120,13 @@ class OpenSegments:
         return self.get(lsn).memory
 
     def exists(self, lsn: int) -> bool:
-        return os.path.lexists(segment_path(self._directory, lsn))
+        """Whether the segment that holds lsn has its file.  OSError if that cannot be told: taken
+        for a no, it would be made anew over its records, or a trim go unmarked."""
+        try:
+            os.lstat(segment_path(self._directory, lsn))
+        except FileNotFoundError:
+            return False
+        return True
 
     def opened(self, lsn: int) -> OpenSegment | None:
         """The segment that holds lsn if it is open."""

@@ -7,19 +7,26 @@ bounds come from.
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Iterator
 from typing import Any, overload
 
 import numpy.typing as npt
 
+from shmlog.disk import cursors
 from shmlog.disk.directory import Directory
 from shmlog.errors import TrimmedError
 from shmlog.format.geometry import LSN_MAX
 from shmlog.format.layout import GRANULE_BYTES
+from shmlog.handle.cursor import CursorInfo, Lag
 from shmlog.records.batch import Record, RecordBatch
 from shmlog.records.reader import BATCH_RECORDS, Reader, Tags, core_tags
 from shmlog.records.scan import Scan
 from shmlog.records.take import Taker
+from shmlog.system.deadlines import check_timeout, deadline_after, poll
+
+BATCH_BYTES = 4 << 20
+"""tail_batches(max_delay=) waits for no more than this."""
 
 
 class Reading:
@@ -146,6 +153,93 @@ class Reading:
     def _close_reading(self) -> None:
         self._taker = None
         self._reader.close()
+
+    def _wait_beyond(self, begin: int, seconds: float | None) -> int:
+        """Block until more than begin is committed; committed_lsn.  TimeoutError after seconds."""
+        raise NotImplementedError
+
+    def tail(
+        self, start: int | None = None, timeout: float | None = None, *, tags: Tags = None
+    ) -> Iterator[Record]:
+        """Yield records as they are committed, waiting for more at the end.
+
+        start, tags: as read(), default from now on. timeout: seconds without any record after
+        which TimeoutError is raised; None waits for ever, noticing a closed handle
+        (ClosedError), a failed log (LogFailedError) and a dead flusher (a new one is
+        started). A ReadonlyLog looks every few milliseconds, for it cannot be woken; it waits
+        on a dead log too, and goes on with the records of every later session.
+        """
+        seconds, wanted = None if timeout is None else check_timeout(timeout), core_tags(tags)
+        begin, _ = self._range(self._bounds()[1] if start is None else start, None)
+
+        def follow(begin: int, named: bool) -> Iterator[Record]:
+            while True:
+                committed = self._wait_beyond(begin, seconds)
+                yield from self._reader.records(begin, committed, committed, True, named, wanted)
+                begin, named = committed, False
+
+        return follow(begin, start is not None)
+
+    def tail_batches(
+        self,
+        start: int | None = None,
+        *,
+        tags: Tags = None,
+        timeout: float | None = None,
+        max_delay: float = 0.0,
+    ) -> Iterator[RecordBatch]:
+        """Yield what tail() would, as RecordBatches of what was committed meanwhile.
+
+        Arguments, blocking and errors as tail(). max_delay: seconds to let more records come
+        after the first, for fewer and larger batches; a record is yielded at most that much
+        later.
+        """
+        seconds, wanted = None if timeout is None else check_timeout(timeout), core_tags(tags)
+        delay_s = check_timeout(max_delay, "max_delay")
+        begin, _ = self._range(self._bounds()[1] if start is None else start, None)
+
+        def follow(begin: int, named: bool) -> Iterator[RecordBatch]:
+            while True:
+                committed = self._wait_beyond(begin, seconds)
+                if delay_s:
+                    committed = self._gather(begin, delay_s)
+                yield from self._reader.batches(
+                    begin, committed, committed, wanted, True, BATCH_RECORDS, named
+                )
+                begin, named = committed, False
+
+        return follow(begin, start is not None)
+
+    def _gather(self, begin: int, delay_s: float) -> int:
+        """Let more come, for so long or until it is enough; committed_lsn."""
+        poll(lambda: self._bounds()[1] >= begin + BATCH_BYTES, deadline_after(delay_s))
+        return self._bounds()[1]
+
+    def cursors(self) -> list[CursorInfo]:
+        """Every named cursor of the log, by name: its durable place, its lag, and who has it open.
+
+        Also while it is open. Reads the headers of what each has not read yet. FormatError if
+        a cursor's file is damaged.
+        """
+        found = []
+        for name, path in cursors.paths(self._directory):
+            place = cursors.look(path, self._directory.identity.seed)
+            if place is not None:
+                holder = min(cursors.holders(path), default=None)
+                found.append(CursorInfo(name, place.lsn, self._lag(place.lsn), holder))
+        return found
+
+    def _lag(self, lsn: int) -> Lag:
+        trimmed, committed = self._bounds()
+        begin = max(lsn, trimmed)
+        if begin >= committed:
+            return Lag(0, 0, 0.0)
+        records, oldest_ns = 0, 0
+        for batch in self._reader.batches(begin, committed, committed, core_tags(None), False):
+            oldest_ns = oldest_ns or int(batch.time_ns[0])
+            records += len(batch)
+        seconds = max(0.0, (time.time_ns() - oldest_ns) / 1e9) if records else 0.0
+        return Lag(committed - lsn, records, seconds)
 
     def seek_time(self, time_ns: int) -> int:
         """The LSN of the first committed record whose time_ns is at least this, or

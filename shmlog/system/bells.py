@@ -10,7 +10,10 @@ This module knows names and time-outs.  It may not know what is waited for.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
+from collections.abc import Iterator
 
 import posix_ipc
 
@@ -18,11 +21,12 @@ SEMAPHORE_VALUE = posix_ipc.SEMAPHORE_VALUE_SUPPORTED
 
 
 class Bell:
-    """One named semaphore, created if absent."""
+    """One named semaphore, created if absent; PermissionError if it is not ours to use."""
 
     def __init__(self, name: str, mode: int = 0o600) -> None:
         self.name = name
-        self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
+        with _permitted(name):
+            self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
 
     def ring(self) -> None:
         with contextlib.suppress(posix_ipc.Error, OverflowError):  # a full semaphore has been rung
@@ -65,5 +69,14 @@ class Bell:
 
 
 def unlink(name: str) -> None:
-    with contextlib.suppress(posix_ipc.ExistentialError):
+    with _permitted(name), contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_semaphore(name)
+
+
+@contextlib.contextmanager
+def _permitted(name: str) -> Iterator[None]:
+    """The library's PermissionsError is no OSError."""
+    try:
+        yield
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"/dev/shm/sem.{name[1:]}") from None

@@ -388,7 +388,7 @@ int main(int count, char **arguments) {
         void (*run)(void);
     } tests[] = {{"crc", test_crc},     {"bitmap", test_bitmap}, {"frames", test_frames},
                  {"guard", test_guard}, {"sent", test_sent},     {"fork", test_fork},     {"writers", test_writers_and_a_flusher},
-                 {"scan", test_scan},   {"publication", test_publication}};
+                 {"scan", test_scan},     {"publication", test_publication}};
     crc_initialize();
     crc_initialize();
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)

@@ -67,7 +67,7 @@ def test_a_scan_and_a_batch_are_handed_over_as_they_are_read(log_path: Path) -> 
         assert arrow.batch_rows(log.take([])) == []
 
 
-@pytest.mark.holds("Q1", "O1")
+@pytest.mark.holds("D1", "O1")
 def test_what_was_handed_over_outlives_trim_close_and_removal(log_path: Path) -> None:
     """The batch after its stream, and one column after the batch, each with the file's pages."""
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
@@ -110,7 +110,7 @@ def test_capsules_that_nobody_consumes_let_go_of_everything(log_path: Path) -> N
     assert mapped(log_path) == 0
 
 
-@pytest.mark.holds("Q2")
+@pytest.mark.holds("D2")
 def test_threads_without_an_interpreter_may_consume_and_release(log_path: Path) -> None:
     """ctypes gives the GIL up for each call, so these run at once with a thread that holds it."""
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
@@ -139,7 +139,7 @@ def test_a_forked_child_goes_on_with_its_parents_stream(log_path: Path) -> None:
             arrow.release(first)
 
 
-@pytest.mark.holds("Q3")
+@pytest.mark.holds("D3")
 def test_damage_comes_after_what_is_before_it_and_again_at_every_call(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
         lsns = [log.append(bytes(100)) for _ in range(10)]

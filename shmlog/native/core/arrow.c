@@ -123,7 +123,7 @@ int form_schema(form_t *form, struct ArrowSchema *out) {
 /* ----------------------------------------------------------------- batch */
 
 struct batch {
-    _Atomic size_t holders; /* arrays that are not released yet (Q1) */
+    _Atomic size_t holders; /* arrays that are not released yet (D1) */
     form_t *form;
     map_t *map;
     uint64_t count;

@@ -16,9 +16,9 @@
  * "The Arrow C stream interface"), whose names and order of fields are its ABI.
  *
  * Invariants
- *   Q1  Each array, the root or a child that was moved away, holds the batch, and the
+ *   D1  Each array, the root or a child that was moved away, holds the batch, and the
  *       batch holds the map: what is left of it stays valid until the last is released.
- *   Q2  Releasing needs no lock of Python and no interpreter.
+ *   D2  Releasing needs no lock of Python and no interpreter.
  *
  * This file knows columns and where payloads are in a map.  It may not know frames' order,
  * files or bounds.

@@ -5,10 +5,10 @@
  *        |holes|                    of a dead log: passed over
  *
  * Everything that the stream needs is its own copy: it goes on when the handle is closed,
- * and in whatever thread its consumer asks for the next batch (Q2).
+ * and in whatever thread its consumer asks for the next batch (D2).
  *
  * Invariants
- *   Q3  A stream that failed says so again at every further call, after the batches
+ *   D3  A stream that failed says so again at every further call, after the batches
  *       that came before the failure.
  *
  * This file knows segment files and the bounds that it is given.  It may not know a control
@@ -44,7 +44,7 @@ typedef struct {
     uint64_t batch_records, batch_bytes; /* at most, but for one record */
     map_t *map;                          /* of the segment at map_lsn, or NULL */
     uint64_t map_lsn;
-    int error;                           /* an errno, for ever (Q3) */
+    int error;                           /* an errno, for ever (D3) */
     char text[512];
     scan_piece_t piece;
 } scan_t;

@@ -60,6 +60,7 @@ int reservation_exec(PyObject *module);
 int frames_exec(PyObject *module);
 int stream_exec(PyObject *module);
 int take_exec(PyObject *module);
+int watch_exec(PyObject *module);
 int system_exec(PyObject *module);
 
 /* ------------------------------------------------------------------ types */

@@ -8,6 +8,7 @@
 #include "glue.h"
 
 #include "../core/wait.h"
+#include "../core/watch.h"
 
 #include <errno.h>
 
@@ -86,7 +87,8 @@ static const number_t numbers[] = {LAYOUT_NUMBERS(NUMBER)};
 #define PROBLEM(name, number, text) {NULL, #name, number},
 static const number_t constants[] = {
     SLOW_REASONS(REASON) NUMBER(WAIT_REACHED) NUMBER(WAIT_TIMEOUT) NUMBER(WAIT_RING) NUMBER(WAIT_FAILED)
-    NUMBER(WAIT_SLICE_NS) NUMBER(DURABLE_SPIN_NS) FRAME_PROBLEMS(PROBLEM)};
+    NUMBER(WAIT_SLICE_NS) NUMBER(DURABLE_SPIN_NS) NUMBER(WATCH_COMMITTED) NUMBER(WATCH_DURABLE)
+    NUMBER(WATCH_ARMED) NUMBER(WATCH_REACHED) NUMBER(WATCH_RING) NUMBER(WATCH_FOREIGN) FRAME_PROBLEMS(PROBLEM)};
 #define TEXT(name, number, text) text,
 static const char *const problem_texts[] = {FRAME_PROBLEMS(TEXT)};
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -202,6 +204,7 @@ static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, frames_exec},
     {Py_mod_exec, stream_exec},
     {Py_mod_exec, take_exec},
+    {Py_mod_exec, watch_exec},
     {Py_mod_exec, system_exec},
 #ifdef SHMLOG_STEPS /* its hook is one for the process */
     {Py_mod_exec, steps_exec},
