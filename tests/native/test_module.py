@@ -61,7 +61,7 @@ spec = importlib.util.spec_from_file_location("shmlog._native", first.__file__)
 second = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(second)
 types = [value for value in vars(second).values() if isinstance(value, type)]
-assert len(types) == 5, types
+assert len(types) == 6, types
 left = [weakref.ref(kind) for kind in types]
 del second, spec, types
 gc.collect()
