@@ -194,7 +194,7 @@ def test_the_log_ends_where_its_lsns_do_and_its_last_record_is_read(log_path: Pa
         assert LSN_MAX - 2 * 1056 < lsns[-1] < LSN_MAX
         log.wait_durable(timeout=30)
         check_records(log, {1: lsns})
-        batch = [batch for batch in log.read_batches()][-1]
+        batch = list(log.read_batches())[-1]
         assert int(batch.lsn[-1]) == lsns[-1], "unsigned all the way"
     with shmlog.open(log_path) as log:
         check_records(log, {1: lsns})
