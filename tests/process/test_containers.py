@@ -215,21 +215,21 @@ def test_a_log_on_another_file_system_does_all_that_it_should(tmp_path: Path, sy
 def test_a_log_in_a_lower_layer_is_copied_up_and_its_original_is_untouched(tmp_path: Path) -> None:
     """What a container image with a log in it is: opening it makes the files others, once."""
     program = """
-        import os, shutil, sys
+        import pathlib, shutil, sys
         import shmlog
-        from support.processes import append_some, check_records, assert_healthy
+        from support.processes import append_some, assert_healthy
         root = sys.argv[1]
         shutil.copytree(sys.argv[2], root + "/lower/log")
-        before = {}
-        for where, _, names in os.walk(root + "/lower"):
-            before |= {os.path.join(where, name): open(os.path.join(where, name), "rb").read() for name in names}
+        def contents():
+            found = pathlib.Path(root, "lower").rglob("*")
+            return {path: path.read_bytes() for path in found if path.is_file()}
+        before = contents()
         for first in (20, 40):
             with shmlog.open(root + "/merged/log") as log:
                 append_some(log, 1, 20, first=first, seed=first)
                 assert_healthy(log)
                 assert sum(1 for record in log.read() if record.tag == 1) == first + 20
-        for name, data in before.items():
-            assert open(name, "rb").read() == data, name
+        assert contents() == before
         print("whole")
     """
     original = tmp_path / "original"
@@ -252,7 +252,8 @@ def test_a_dead_writers_pid_that_is_somebody_elses_by_now_changes_nothing(log_pa
 
         def hold(wire):
             log = shmlog.open(path, flusher="external")
-            wire.say(log.reserve(1000).lsn)
+            reservation = log.reserve(1000)
+            wire.say(reservation.lsn)
             wire.hear()
 
         def again(pid):
@@ -270,13 +271,14 @@ def test_a_dead_writers_pid_that_is_somebody_elses_by_now_changes_nothing(log_pa
             with Child(hold) as child:
                 hole = child.hear()
                 above = log.append(b"above")
-                flusher = kill_flusher(log)
+                kill_flusher(log)
                 child.kill()
                 with again(child.pid):
                     log.wait_durable(above, timeout=30)
                     assert [record.lsn for record in log.read()] == [above]
                     assert log.statistics().holes_filled == 1
                     dead = kill_flusher(log)
+                    os.waitpid(dead, 0)  # we are init here, and a zombie keeps its pid
                     with again(dead) as other:
                         lsn = log.append(b"more", durable=True, timeout=30)
                         assert flusher_pid(log) != dead
