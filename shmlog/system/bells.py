@@ -4,15 +4,23 @@ Two bells wake the flusher, one for each of its loops that sleep.  A ring is
 remembered: who rings before the other sleeps has rung.  Spurious wakes are
 possible; every waiter looks again at what it waits for.
 
+A name may have been taken by another user, who could then ring, or keep it from
+ringing: whose it is is looked at after it was opened.
+
 This module knows names and time-outs.  It may not know what is waited for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
+from collections.abc import Iterator
 
 import posix_ipc
+
+from shmlog.errors import AttachError
 
 SEMAPHORE_VALUE = posix_ipc.SEMAPHORE_VALUE_SUPPORTED
 
@@ -22,7 +30,13 @@ class Bell:
 
     def __init__(self, name: str, mode: int = 0o600) -> None:
         self.name = name
-        self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
+        with _os_errors(name):
+            self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
+        try:
+            _check_owner(name)
+        except BaseException:
+            self._semaphore.close()
+            raise
 
     def ring(self) -> None:
         with contextlib.suppress(posix_ipc.Error, OverflowError):  # a full semaphore has been rung
@@ -65,5 +79,23 @@ class Bell:
 
 
 def unlink(name: str) -> None:
-    with contextlib.suppress(posix_ipc.ExistentialError):
+    with contextlib.suppress(posix_ipc.ExistentialError), _os_errors(name):
         posix_ipc.unlink_semaphore(name)
+
+
+@contextlib.contextmanager
+def _os_errors(name: str) -> Iterator[None]:
+    """posix_ipc has classes of its own for what is an OSError."""
+    try:
+        yield
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, "the semaphore is another user's", name) from error
+
+
+def _check_owner(name: str) -> None:
+    """AttachError if another user made the semaphore, where a file shows whose it is."""
+    path = f"/dev/shm/sem.{name.removeprefix('/')}"
+    with contextlib.suppress(FileNotFoundError):
+        owner = os.stat(path).st_uid
+        if owner != os.geteuid():
+            raise AttachError(f"{path} belongs to user {owner}, not to {os.geteuid()}")
