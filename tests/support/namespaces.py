@@ -26,7 +26,7 @@ def run_in_namespace(mounts: str, program: str, *arguments: str | Path, unshare:
     """Run a Python program where `mounts` (shell) were made, for it alone; its output.
     unshare: more options, for other namespaces than that of mounts."""
     source = textwrap.dedent(program)
-    shell = f'set -e; mount --make-rprivate /; {mounts}; exec "$0" "$@"'
+    shell = f'set -e; mount --make-rprivate /; {mounts.strip()}; exec "$0" "$@"'
     command = ["unshare", "-m", *unshare, "sh", "-c", shell, sys.executable, "-W", "error", "-c", source]
     paths = os.pathsep.join(sys.path)
     done = subprocess.run(
