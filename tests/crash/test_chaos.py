@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from crash.kit import Budget, Tally
@@ -18,19 +19,19 @@ from shmlog.memory.waiting import DURABLE, Waiting
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-PATIENCE_S = 90
+PATIENCE_S = 180
 
 
-def test_one_turn_of_chaos_violates_nothing() -> None:
+def test_one_turn_of_chaos_violates_nothing(tmp_path: Path) -> None:
     tally = Tally()
-    chaos.turn(Budget(60, seed=5), 0, tally)
+    chaos.turn(Budget(60, seed=5), 0, tally, keep=tmp_path)
     assert not tally.violations
     assert tally.survived >= 10, "faults were delivered"
 
 
 def _repair_by_time_out(patch: pytest.MonkeyPatch) -> None:
     """A writer that stands still for 30 ms is taken for dead."""
-    real, since = shmlog.flusher.committing.find_hole, {}
+    real, since = shmlog.flusher.committing.find_hole, dict[int, float]()
 
     def impatient(control, participants, g):  # type: ignore[no-untyped-def]
         found = real(control, participants, g)
@@ -67,25 +68,24 @@ def _trimmed_files_cut(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("plant", "symptom"),
+    "plant",
     [
-        (_repair_by_time_out, ""),
-        (_published_records_dropped, ""),
-        (_durable_before_the_sync, ""),
-        (_trimmed_files_cut, ""),
+        _repair_by_time_out,
+        _published_records_dropped,
+        _durable_before_the_sync,
+        _trimmed_files_cut,
     ],
-    ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_chaos_sees_a_planted_defect(
-    plant: Callable[[pytest.MonkeyPatch], None], symptom: str, monkeypatch: pytest.MonkeyPatch
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plant(monkeypatch)
     budget, tally, turn = Budget(PATIENCE_S, seed=1), Tally(), 0
-    while budget and not tally.violations:
-        chaos.turn(budget, turn, tally, forked=True)
+    while budget and not any("not within" not in what for what in tally.violations):
+        chaos.turn(budget, turn, tally, forked=True, keep=tmp_path)
         turn += 1
-    assert tally.violations, f"not seen in {turn} turns"
-    print(turn, f"{budget.spent_s():.1f}", tally.violations[0][:1500])
-    assert symptom in tally.violations[0]
+    seen = [what for what in tally.violations if "not within" not in what]
+    assert seen, f"not seen in {turn} turns"
+    print(f"{plant.__name__}: {turn} turns, {budget.spent_s():.0f} s: {seen[0][:300]}")

@@ -138,6 +138,46 @@ def test_a_dev_shm_of_another_container_is_refused_while_the_log_is_in_use(log_p
         log.append(b"y", durable=True)
 
 
+@needs_namespaces
+def test_a_full_disk_refuses_a_cursors_commit_and_keeps_its_place(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    program = """
+        import errno, os, sys
+        import shmlog
+        root = sys.argv[1]
+        with shmlog.open(root + "/log", create=True, segment_bytes=65536) as log:
+            lsns = [log.append(b"x" * 100) for _ in range(50)]
+            log.wait_committed()
+            with log.cursor("old") as cursor:
+                cursor.commit(lsns[10])
+                fd = os.open(root + "/ballast", os.O_CREAT | os.O_RDWR)
+                try:
+                    while True:
+                        os.write(fd, bytes(4096))
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+                try:
+                    cursor.commit(lsns[20])
+                    place = lsns[20]  # its file had room
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+                    place = lsns[10]
+                assert cursor.lsn == place
+            try:
+                log.cursor("new").close()
+                raise SystemExit("made")
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+            os.ftruncate(fd, 0)
+            with log.cursor("old") as cursor, log.cursor("new") as new:
+                assert cursor.lsn == place and new.lsn == 0
+                cursor.commit(lsns[30])
+        print("kept")
+    """
+    assert run_in_namespace(f"mount -t tmpfs -o size=2m none {small}", program, small) == "kept\n"
+
+
 def test_a_flusher_with_a_file_size_limit_reports_it_to_writers(log_path: Path) -> None:
     """RLIMIT_FSIZE: EFBIG instead of ENOSPC, and no SIGXFSZ kills the flusher."""
 

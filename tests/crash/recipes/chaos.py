@@ -140,7 +140,7 @@ class World:
         self.group = anchor.hear()
         if external:
             self.start_flusher()
-        roles = ["write"] * rng.randrange(2, 6) + ["read"] * rng.randrange(3)
+        roles = ["write"] * rng.randrange(2, 6) + ["read"] * rng.randrange(1, 3)
         roles += [role for role in ("view", "follow", "trim") if rng.random() < 0.6]
         for role in roles:
             self.start(role)
@@ -421,8 +421,8 @@ def _forget(actor: Actor) -> None:
         actor.process.__exit__(None, None, None)
 
 
-def turn(budget: Budget, number: int, tally: Tally, forked: bool = False) -> None:
-    """The life of one log; a violation is counted, not raised."""
+def turn(budget: Budget, number: int, tally: Tally, forked: bool = False, keep: Path | None = None) -> None:
+    """The life of one log; a violation is counted, not raised, and what there is of it kept."""
     rng = budget.random(number)
     before = tally.figures.copy()
     with contextlib.ExitStack() as stack:
@@ -436,7 +436,7 @@ def turn(budget: Budget, number: int, tally: Tally, forked: bool = False) -> Non
                     world.step()
                 world.end()
         except Exception as error:
-            kept = tempfile.mkdtemp(prefix="shmlog-chaos-violation-")
+            kept = tempfile.mkdtemp(prefix="shmlog-chaos-violation-", dir=keep)
             world.kill_all()
             shutil.copytree(scratch, kept, dirs_exist_ok=True)
             tally.violate(f"seed {budget.seed} turn {number}, kept in {kept}: {error}")
