@@ -4,9 +4,11 @@ nothing planted is followed, waited for or written to, and no byte is anybody el
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -236,6 +238,36 @@ def test_another_user_can_neither_signal_nor_lock_out_nor_remove(log_path: Path)
         with Child(attack) as child:
             assert child.result() == []
         assert_healthy(log)
+
+
+@as_root
+def test_a_user_that_may_read_the_log_can_lock_nobody_out() -> None:
+    """A file that may be read can be locked for reading; so LOCK may not be read, whatever the mode."""
+    with tempfile.TemporaryDirectory() as scratch:  # that another user can get to
+        os.chmod(scratch, 0o755)
+        path = Path(scratch, "log")
+
+        def lock(wire: Wire) -> list[str]:
+            os.setuid(65534)
+            locked = []
+            for place in path.rglob("*"):
+                with contextlib.suppress(PermissionError, IsADirectoryError):
+                    fd = os.open(place, os.O_RDONLY)
+                    whole = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+                    fcntl.fcntl(fd, 37, whole)  # F_OFD_SETLK
+                    locked.append(place.name)
+            wire.say(locked)
+            wire.hear()
+            return locked
+
+        shmlog.open(path, create=True, mode=0o644).close()
+        with Child(lock) as child:
+            locked = child.hear()
+            assert "shmlog.json" in locked and "LOCK" not in locked
+            with shmlog.open(path, mode=0o644, timeout=5) as log:
+                assert_healthy(log, 10)
+            child.say("done")
+            child.result()
 
 
 @as_root
