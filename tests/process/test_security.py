@@ -167,32 +167,35 @@ def test_what_is_no_file_of_ours_is_refused_without_waiting(log_path: Path, plac
     _end_flushers(log_path)
 
 
-@pytest.mark.parametrize(
-    "swaps", [300, pytest.param(100_000, marks=[pytest.mark.crash, pytest.mark.timeout(600)])]
-)
+@pytest.mark.parametrize("opens", [8, pytest.param(400, marks=[pytest.mark.crash, pytest.mark.timeout(600)])])
 def test_a_link_that_is_swapped_in_between_check_and_use_is_never_followed(
-    log_path: Path, tmp_path: Path, swaps: int
+    log_path: Path, tmp_path: Path, opens: int
 ) -> None:
-    """Somebody who may write to `segments` exchanges a segment and the log's other files for links to
-    a file of the user's, and back, while the log is opened again and again."""
+    """Somebody exchanges files of the log for links to a file of the user's, and back, as fast as
+    can be, while the log is opened again and again."""
     _make(log_path)
     secret = tmp_path / "secret"
     secret.write_bytes(SECRET)
     places = [log_path / f"segments/{0:020d}.seg", log_path / "cursors/c", log_path / "flusher.log"]
 
     def swap(wire: Wire) -> int:
-        for _ in range(swaps):
-            for n, place in enumerate(places):
-                link, aside = tmp_path / f"link-{n}", tmp_path / f"aside-{n}"
-                link.symlink_to(secret)
-                os.rename(place, aside)
-                os.rename(link, place)
-                os.rename(aside, place)
+        swaps = 0
+        aside = [tmp_path / f"aside-{n}" for n in range(len(places))]
+        while not wire._connection.poll():
+            for place, file in zip(places, aside, strict=True):
+                with contextlib.suppress(FileNotFoundError):  # the segment was trimmed
+                    os.rename(place, file)
+                    (link := tmp_path / "link").symlink_to(secret)
+                    os.rename(link, place)
+            for place, file in zip(places, aside, strict=True):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(file, place)
+                    swaps += 1
         return swaps
 
     outcomes = set()
     with Child(swap) as racer:
-        while not racer._wire.poll():
+        for _ in range(opens):
             try:
                 with shmlog.open(log_path, timeout=5) as log:
                     log.append(b"x", durable=True)
@@ -201,7 +204,8 @@ def test_a_link_that_is_swapped_in_between_check_and_use_is_never_followed(
                 outcomes.add("opened")
             except REFUSED as error:
                 outcomes.add(type(error).__name__)
-        assert racer.result() == swaps
+        racer.say("enough")
+        assert racer.result() > 20 * opens, "it was swapped many times for each"
     assert secret.read_bytes() == SECRET
     assert outcomes
     _end_flushers(log_path)
