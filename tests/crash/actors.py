@@ -35,9 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.processes import HEAD_BYTES, payload
+from support.processes import HEAD_BYTES, Wire, payload
 
 import shmlog
+from shmlog.session import sidecar
 
 NOTE = struct.Struct("<QQQ")
 BORN, APPENDED, DURABLE, SEEN, GAP, PLACE, ASKED, MARKS = range(1, 9)
@@ -301,6 +302,27 @@ def trim(path: str, side: Side, rng: random.Random, options: dict[str, Any]) -> 
 def _close(log: shmlog.Log | shmlog.ReadonlyLog) -> None:
     with contextlib.suppress(TimeoutError):  # the flusher stands still
         log.close()
+
+
+# ------------------------------------------------- how a process is made one of them
+
+
+def in_group(wire: Wire, group: int, function: Callable[..., Any], *arguments: Any) -> None:
+    os.setpgid(0, group)
+    function(*arguments)
+
+
+def flush(path: str, sync_interval: float) -> None:
+    with open(f"{path}.flushers", "a") as log:
+        os.dup2(log.fileno(), 2)
+    sidecar.run(path, sync_interval, 0o600, False)
+
+
+def stand(wire: Wire) -> None:
+    os.setpgid(0, 0)
+    wire.say(os.getpid())
+    while True:
+        signal.pause()
 
 
 ROLES: dict[str, Callable[[str, Side, random.Random, dict[str, Any]], None]] = {

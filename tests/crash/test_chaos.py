@@ -24,9 +24,9 @@ PATIENCE_S = 180
 
 def test_one_turn_of_chaos_violates_nothing(tmp_path: Path) -> None:
     tally = Tally()
-    chaos.turn(Budget(60, seed=5), 0, tally, keep=tmp_path)
+    chaos.turn(Budget(60, seed=5), 0, tally, keep=tmp_path, rounds=1, steps=8)
     assert not tally.violations
-    assert tally.survived >= 10, "faults were delivered"
+    assert tally.survived >= 3, "faults were delivered"
 
 
 def _repair_by_time_out(patch: pytest.MonkeyPatch) -> None:

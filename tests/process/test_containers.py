@@ -45,7 +45,9 @@ WORK = """
 """
 
 
-@pytest.mark.parametrize("shm", ["missing", "read-only", "a file"])
+@pytest.mark.parametrize(
+    "shm", ["missing", *(pytest.param(shm, marks=pytest.mark.crash) for shm in ("read-only", "a file"))]
+)
 def test_a_dev_shm_that_cannot_be_used_is_an_os_error_that_names_what_is_wrong(
     log_path: Path, shm: str
 ) -> None:
@@ -159,6 +161,7 @@ def test_processes_of_two_pid_namespaces_share_a_log_and_repair_each_others_hole
         assert_healthy(log)
 
 
+@pytest.mark.crash
 def test_two_containers_without_a_common_dev_shm_never_write_one_log_at_once(log_path: Path) -> None:
     """Whoever comes second is refused; when the first has gone, it is a clean log to the second."""
     program = """
@@ -203,6 +206,7 @@ def _overlay(root: Path) -> str:
     return f"mount -t tmpfs none {root}; mkdir {layers}; mount -t overlay -o {options} none {root}/merged"
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("system", ["tmpfs", "overlay"])
 def test_a_log_on_another_file_system_does_all_that_it_should(tmp_path: Path, system: str) -> None:
     mounts = f"mkdir {tmp_path}/merged; mount -t tmpfs none {tmp_path}/merged"
@@ -212,6 +216,7 @@ def test_a_log_on_another_file_system_does_all_that_it_should(tmp_path: Path, sy
     assert out == "whole\n"
 
 
+@pytest.mark.crash
 def test_a_log_in_a_lower_layer_is_copied_up_and_its_original_is_untouched(tmp_path: Path) -> None:
     """What a container image with a log in it is: opening it makes the files others, once."""
     program = """

@@ -160,6 +160,7 @@ def test_records_of_gigabytes_are_refused_before_anything_is_reserved(log_path: 
         assert_healthy(log, 10)
 
 
+@pytest.mark.crash
 def test_a_million_empty_records_are_all_read(log_path: Path) -> None:
     count = 1 << 20
     with shmlog.open(log_path, create=True, segment_bytes=1 << 20) as log:
@@ -233,6 +234,7 @@ def test_as_many_handles_as_there_are_slots_and_one_more(log_path: Path) -> None
             assert_healthy(another)
 
 
+@pytest.mark.crash
 def test_a_process_without_memory_appends_whole_records_or_none(log_path: Path) -> None:
     """MemoryError anywhere in Python's half: the limit is below what each call needs, a little more
     of it each time."""
@@ -349,6 +351,7 @@ def test_a_clock_that_is_years_off_changes_no_order_and_no_promise(log_path: Pat
         assert_healthy(log)
 
 
+@pytest.mark.crash
 @needs_namespaces
 def test_a_process_of_another_time_namespace_shares_the_log(log_path: Path) -> None:
     """Its monotonic clock is eleven days ahead: no wait and no start of a flusher counts on ours."""
@@ -376,6 +379,7 @@ def test_a_process_of_another_time_namespace_shares_the_log(log_path: Path) -> N
 # ----------------------------------------------------------------- ends of threads
 
 
+@pytest.mark.crash
 def test_daemon_threads_that_append_while_the_interpreter_ends_lose_nothing_returned(
     log_path: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ from shmlog.format.layout import FRAME_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
+crash = pytest.mark.crash
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
 REFUSED = (shmlog.ShmlogError, OSError)
 KIND_DATA = 1
@@ -78,21 +79,26 @@ def _end_flushers(path: Path) -> None:
 
 PLACES = (
     "LOCK",
-    "shmlog.json",
-    "segments",
     f"segments/{0:020d}.seg",
-    f"segments/{2 * SEGMENT_BYTES:020d}.seg",
-    f"segments/{4 * SEGMENT_BYTES:020d}.seg.tmp",
-    "cursors",
-    "cursors/c",
     "flusher.log",
-    "FAILED",
+    *(
+        pytest.param(place, marks=crash)
+        for place in (
+            "shmlog.json",
+            "segments",
+            f"segments/{2 * SEGMENT_BYTES:020d}.seg",
+            f"segments/{4 * SEGMENT_BYTES:020d}.seg.tmp",
+            "cursors",
+            "cursors/c",
+            "FAILED",
+        )
+    ),
 )
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["symlink", *(pytest.param(kind, marks=pytest.mark.crash) for kind in ("hard link", "dangling"))],
+    ["symlink", *(pytest.param(kind, marks=crash) for kind in ("hard link", "dangling"))],
 )
 @pytest.mark.parametrize("place", PLACES)
 def test_a_link_planted_in_any_place_leaves_its_target_as_it_was(
@@ -126,8 +132,18 @@ def _contents(path: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes()} if path.exists() else {}
 
 
-@pytest.mark.parametrize("place", [f"segments/{0:020d}.seg", "cursors/c", "shmlog.json", "LOCK"])
-@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "socket", "sparse"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"segments/{0:020d}.seg",
+        "LOCK",
+        *(pytest.param(name, marks=crash) for name in ("cursors/c", "shmlog.json")),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind",
+    ["fifo", "sparse", *(pytest.param(kind, marks=crash) for kind in ("directory", "device", "socket"))],
+)
 def test_what_is_no_file_of_ours_is_refused_without_waiting(log_path: Path, place: str, kind: str) -> None:
     lsns = _make(log_path)
     victim = log_path / place
@@ -377,6 +393,7 @@ sys.stdin.read()
     assert checked > 400
 
 
+@pytest.mark.crash
 @as_root
 def test_root_uses_no_log_and_no_cursor_of_another_user(log_path: Path) -> None:
     _make(log_path)

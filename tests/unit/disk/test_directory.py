@@ -74,6 +74,7 @@ def test_a_log_whose_only_mark_was_trimmed_within_a_segment_is_refused(where: Di
         recovery.inspect(where, bytes(16))
 
 
+@pytest.mark.crash
 def test_a_directory_of_many_files_is_refused_in_the_time_of_a_listing(where: Directory) -> None:
     """5,000 names of segments: empty files, the first of which is looked at."""
     for n in range(5_000):
