@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LogFailedError,
         LogFullError,
         RecordTooLargeError,
+        RestartUnclearError,
         ShmlogError,
         TrimmedError,
     )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from shmlog.memory.statistics import Statistics
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.tools.recover import recover
+    from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -36,11 +38,12 @@ _HOMES = {
     "handle.cursor": "Cursor",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
-        " ShmlogError TrimmedError"
+        " RestartUnclearError ShmlogError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "tools.recover": "recover",
+    "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
     "records.batch": "Record RecordBatch",
     "disk.recovery": "Recovery",
@@ -63,7 +66,9 @@ __all__ = [
     "RecordBatch",
     "RecordTooLargeError",
     "Recovery",
+    "RepairReport",
     "Reservation",
+    "RestartUnclearError",
     "ShmlogError",
     "Statistics",
     "TrimmedError",
@@ -71,6 +76,7 @@ __all__ = [
     "open",
     "open_readonly",
     "recover",
+    "repair",
     "verify",
 ]
 

@@ -29,6 +29,24 @@ class CorruptionError(ShmlogError):
         return f"{self.path}: damaged at LSN {self.lsn}: {self.reason}"
 
 
+class RestartUnclearError(ShmlogError):
+    """Records lie above a hole, and whether the machine restarted since is not known: they
+    must be kept if it did not, and may have to go if it did.  Nothing was touched.
+
+    Attributes: path (the file), lsn (where the hole begins).
+    """
+
+    def __init__(self, path: str, lsn: int) -> None:
+        super().__init__(path, lsn)
+        self.path, self.lsn = path, lsn
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: records lie above a hole at LSN {self.lsn}, and it is unclear whether the machine"
+            " restarted since they were written: `shmlog recover --restarted` or `--not-restarted` says"
+        )
+
+
 class FormatError(ShmlogError):
     """A directory or file is not a log, or is one of another version."""
 

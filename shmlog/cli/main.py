@@ -64,7 +64,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--follow", action="store_true", help="go on as records are committed")
 
     verb("info", upkeep.info, "Show what the log is and who uses it.")
+    sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    answers = sub.add_mutually_exclusive_group()
+    answers.add_argument(
+        "--restarted",
+        action="store_true",
+        default=None,
+        help="the machine restarted since: drop what is torn",
+    )
+    answers.add_argument(
+        "--not-restarted",
+        action="store_false",
+        dest="restarted",
+        default=None,
+        help="it did not: keep all, and fill the holes of dead writers",
+    )
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+
+    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
+    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
     return parser
 
 

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -47,6 +48,24 @@ def drop_output() -> None:
         fd = os.open(os.devnull, os.O_WRONLY)
         os.dup2(fd, sys.stdout.fileno())
         os.close(fd)
+
+
+@contextlib.contextmanager
+def progress_shown(chosen: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
+    """What a tool may call with (bytes done, bytes in all): a terminal on stderr is shown
+    it on one line, which is wiped at the end."""
+    show = sys.stderr is not None and sys.stderr.isatty() and not chosen.json
+
+    def progress(done: int, whole: int) -> None:
+        if show:
+            text = f"\r{done / max(1, whole):6.1%} of {whole / 2**20:.0f} MiB"
+            print(text, end="", file=sys.stderr, flush=True)
+
+    try:
+        yield progress
+    finally:
+        if show:
+            print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
 
 
 def say(chosen: argparse.Namespace, facts: dict[str, Any], text: str) -> None:

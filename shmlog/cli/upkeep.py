@@ -7,11 +7,15 @@ more of a log.
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 import time
+from typing import TYPE_CHECKING
 
 from shmlog.cli.arguments import check_place
-from shmlog.cli.output import say
+from shmlog.cli.output import progress_shown, say
+
+if TYPE_CHECKING:
+    from shmlog.tools.repair import RepairReport
 
 
 def create(chosen: argparse.Namespace) -> int:
@@ -43,25 +47,35 @@ def info(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def recover(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    found = shmlog.recover(chosen.directory, dry_run=chosen.dry_run, restarted=chosen.restarted)
+    facts = {
+        "state": found.case.value,
+        "end_lsn": found.end_lsn,
+        "trimmed_lsn": found.trimmed_lsn,
+        "holes": found.holes,
+        "dropped_bytes": found.dropped_bytes,
+        "reason": found.reason,
+    }
+    text = f"{chosen.directory}: {found.case.value}, goes on at LSN {found.end_lsn}"
+    if found.holes:
+        text += f"; holes that are filled: {len(found.holes)}"
+    if found.dropped_bytes:
+        text += f"; {found.dropped_bytes} bytes dropped: {found.reason}"
+    say(chosen, facts, text)
+    return 0
+
+
 def verify(chosen: argparse.Namespace) -> int:
     import shmlog
 
     check_place(chosen.directory)
     started = time.monotonic()
-    show = sys.stderr.isatty() and not chosen.json
-
-    def progress(done: int, whole: int) -> None:
-        if show:
-            print(
-                f"\r{done / max(1, whole):6.1%} of {whole / 2**20:.0f} MiB",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    report = shmlog.verify(chosen.directory, progress)
-    if show:
-        print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
+    with progress_shown(chosen) as progress:
+        report = shmlog.verify(chosen.directory, progress)
     seconds = time.monotonic() - started
     text = (
         f"{report.path}: {report.records} records in [{report.begin_lsn}, {report.end_lsn}), {report.state}"
@@ -73,3 +87,41 @@ def verify(chosen: argparse.Namespace) -> int:
         text = f"{text}: BAD{place}: {report.problem}"
     say(chosen, {**report.to_dict(), "seconds": seconds}, text)
     return 0 if report.ok else 1
+
+
+def repair(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    with progress_shown(chosen) as progress:
+        report = shmlog.repair(chosen.directory, apply=chosen.yes, progress=progress)
+    say(chosen, report.to_dict(), _repair_text(report))
+    if not report.applied:
+        return int(bool(report.changes))
+    return int(report.verified is None or not report.verified.ok)
+
+
+def _repair_text(report: RepairReport) -> str:
+    if not report.changes:
+        return f"{report.path}: nothing to repair"
+    lines = [f"{report.path}: {'repaired' if report.applied else 'damaged'}"]
+    for change in report.changes:
+        place = os.path.relpath(change.path, report.path)
+        if change.kind == "aside":
+            lines.append(f"  {place}: moved away: {change.why}")
+        elif change.kind == "rename":
+            lines.append(f"  {place}: renamed to {os.path.basename(change.to)}: {change.why}")
+        else:
+            lines.append(f"  {place}: {change.kind}: {change.why}")
+    lines.append(f"lost: {report.lost_bytes} bytes of the log in {len(report.lost)} ranges")
+    lines += [f"  [{loss.begin_lsn}, {loss.end_lsn}): {loss.reason}" for loss in report.lost]
+    if report.recovery is not None:
+        dropped = report.recovery.dropped_bytes
+        above = f"; above what was vouched for {dropped} bytes were torn, and dropped" if dropped else ""
+        lines.append(f"the log goes on at LSN {report.recovery.end_lsn}{above}")
+    if report.verified is not None:
+        good = "every frame is valid now" if report.verified.ok else f"STILL BAD: {report.verified.problem}"
+        lines.append(f"{good}; what was changed is kept in {os.path.relpath(report.kept, report.path)}")
+    else:
+        lines.append("nothing has been changed; --yes does it")
+    return "\n".join(lines)

@@ -15,6 +15,7 @@ import os
 import re
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from shmlog.disk.directory import Directory
 from shmlog.errors import AttachError, FormatError
@@ -42,17 +43,49 @@ def check_name(name: object) -> str:
     return name
 
 
+class Place(NamedTuple):
+    """What a cursor's file remembers.  Compares by age."""
+
+    sequence: int
+    lsn: int
+
+
+def paths(directory: Directory) -> list[tuple[str, str]]:
+    """(name, path) of each cursor that there is, by name."""
+    with contextlib.suppress(FileNotFoundError):
+        names = sorted(filter(_NAME.fullmatch, os.listdir(directory.cursors_path)))
+        return [(name, os.path.join(directory.cursors_path, name)) for name in names]
+    return []
+
+
+def look(path: str, seed: int) -> Place | None:
+    """A cursor's place, or None if its file has just been made; FormatError: it is damaged."""
+    data = files.read_small(path)
+    if not any(data):
+        return None
+    found = [
+        Place(sequence, lsn)
+        for magic, version, sequence, lsn in CURSOR_SLOTS.copies(data, seed)
+        if magic == CURSOR_MAGIC and version == FORMAT_VERSION
+    ]
+    if not found:
+        raise FormatError(f"{path} holds no valid copy of a cursor of this log")
+    return max(found)
+
+
+def encode(seed: int, sequence: int, lsn: int) -> tuple[int, bytes]:
+    """(offset, bytes) of the copy that says so."""
+    copy = CURSOR_SLOTS.encode(seed, CURSOR_MAGIC, FORMAT_VERSION, sequence, lsn)
+    return CURSOR_SLOTS.offset(sequence), copy
+
+
 def furthest_lsn(directory: Directory) -> int:
     """The highest LSN that a cursor of this log remembers; 0 if there is none."""
-    found, seed = [0], directory.identity.seed
-    with contextlib.suppress(FileNotFoundError):
-        for name in filter(_NAME.fullmatch, os.listdir(directory.cursors_path)):
-            data = files.read_small(os.path.join(directory.cursors_path, name))
-            found += [
-                lsn
-                for magic, version, _, lsn in CURSOR_SLOTS.copies(data, seed)
-                if magic == CURSOR_MAGIC and version == FORMAT_VERSION
-            ]
+    found = [0]
+    for _, path in paths(directory):
+        with contextlib.suppress(FormatError):
+            place = look(path, directory.identity.seed)
+            found += [place.lsn] if place else []
     return max(found)
 
 
@@ -77,31 +110,22 @@ class CursorFile:
         """Make lsn the cursor's place, durably; OSError: it is the old one or the new one."""
         sequence = self._sequence + 1
         with files.descriptor(files.open_file(self.path, writable=True)) as fd:
-            files.write_all(fd, self._encode(sequence, lsn), CURSOR_SLOTS.offset(sequence))
+            offset, data = encode(self._seed, sequence, lsn)
+            files.write_all(fd, data, offset)
             os.fsync(fd)
         self._sequence, self.lsn = sequence, lsn
 
     def close(self) -> None:
         self._lock.close()
 
-    def _encode(self, sequence: int, lsn: int) -> bytes:
-        return CURSOR_SLOTS.encode(self._seed, CURSOR_MAGIC, FORMAT_VERSION, sequence, lsn)
-
     def _load_or_begin(self, begin: Callable[[], int]) -> tuple[int, int]:
         """(sequence, lsn); under the lock.  A file of zeros has just been made."""
-        data = files.read_small(self.path)
-        if not any(data):
-            lsn = begin()
-            with files.descriptor(files.open_file(self.path, writable=True)) as fd:
-                files.write_all(fd, self._encode(0, lsn).ljust(CURSOR_FILE_BYTES, b"\0"), 0)
-                os.fsync(fd)
-            files.sync_directory(os.path.dirname(self.path))
-            return 0, lsn
-        found = [
-            (sequence, lsn)
-            for magic, version, sequence, lsn in CURSOR_SLOTS.copies(data, self._seed)
-            if magic == CURSOR_MAGIC and version == FORMAT_VERSION
-        ]
-        if not found:
-            raise FormatError(f"{self.path} holds no valid copy of a cursor of this log")
-        return max(found)
+        place = look(self.path, self._seed)
+        if place is not None:
+            return place
+        place = Place(0, begin())
+        with files.descriptor(files.open_file(self.path, writable=True)) as fd:
+            files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
+            os.fsync(fd)
+        files.sync_directory(os.path.dirname(self.path))
+        return place

@@ -22,7 +22,8 @@ import uuid
 from shmlog.errors import FormatError
 from shmlog.format.geometry import Geometry
 from shmlog.format.identity import Identity, decode_identity
-from shmlog.system import files
+from shmlog.format.origin import Origin
+from shmlog.system import files, machine
 from shmlog.system.deadlines import deadline_after
 from shmlog.system.locks import LockFile, take_setup
 
@@ -40,13 +41,18 @@ class Directory:
         self.lock_path = os.path.join(path, "LOCK")
         self.flusher_log_path = os.path.join(path, "flusher.log")
 
+    def origin(self, boot_id: bytes) -> Origin:
+        """Where and when this process looks at the log."""
+        clocks = (0, 0) if machine.clocks_are_shifted() else machine.clocks()
+        return Origin(boot_id, machine.has_kernels_boot_id(), *clocks, *machine.place(self.lock_path))
 
-def _identity_path(path: str) -> str:
+
+def identity_path(path: str) -> str:
     return os.path.join(path, "shmlog.json")
 
 
 def exists(path: str) -> bool:
-    return os.path.lexists(_identity_path(path))
+    return os.path.lexists(identity_path(path))
 
 
 def load(path: str) -> Directory:
@@ -57,11 +63,11 @@ def load(path: str) -> Directory:
     if not os.path.isdir(path):
         raise FormatError(f"{path} is a file, and a log is a directory")
     try:
-        os.lstat(_identity_path(path))
+        os.lstat(identity_path(path))
     except FileNotFoundError:
         raise FormatError(f"{path} is not a log: it has no shmlog.json") from None
     files.check_directory(path)
-    identity = decode_identity(files.read_small(_identity_path(path)), _identity_path(path))
+    identity = decode_identity(files.read_small(identity_path(path)), identity_path(path))
     where = Directory(path, identity)
     files.check_part(where.segments_path)
     files.check_part(where.cursors_path)
@@ -89,7 +95,7 @@ def create(path: str, geometry: Geometry, mode: int) -> Directory:
             with contextlib.suppress(FileExistsError):
                 files.make_directory(os.path.join(path, "segments"), directory_mode)
             identity = Identity(uuid.uuid4().bytes, geometry, time.time_ns())
-            files.write_atomically(_identity_path(path), identity.encode(), mode)
+            files.write_atomically(identity_path(path), identity.encode(), mode)
     finally:
         lock.close()
     return load(path)

@@ -3,7 +3,7 @@
 Works from the files alone, under the set-up byte, and returns a plain value from
 which the block is made.  The newest valid mark vouches for everything below it.
 Frames are checked from the beginning of the segment that holds the mark, up to
-the first that is not valid, at p.  What follows is in ROWS, a row for each case.
+the first that is not valid, at p.  What follows is in the table of cases.
 
 In every case but CLEAN: what lies between the mark and the end is rewritten, not
 merely synced again (after a failed sync the kernel may call lost pages clean);
@@ -11,7 +11,11 @@ all above the end is zeroed and later segments are removed (an old frame up ther
 names the right LSN and must not come back); all of it is synced before the mark
 that vouches for it.  So being interrupted anywhere leads to the same end.
 
-An atomic batch that is not complete counts as not valid from its first frame.
+An atomic batch that is not complete counts as not valid from its first frame.  A
+segment that may hold the newest mark and holds none is damage, for its two copies
+are never written at the same time.  A log that was written in another place is
+checked from its first segment on before a mark says that it was written here: an
+older file may be torn, too, when they were copied one after the other.
 
 This module knows marks and what follows from them.  It may not know the control
 block.
@@ -19,7 +23,6 @@ block.
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import time
@@ -27,133 +30,24 @@ from dataclasses import dataclass, field, replace
 
 from shmlog import _native
 from shmlog.disk import cursors, failure, segment
+from shmlog.disk.cases import Above, Case, judge
 from shmlog.disk.directory import Directory
 from shmlog.disk.failure import Failure
-from shmlog.disk.segments import list_segments, newest_mark, segment_path
+from shmlog.disk.segments import find_marks, list_segments, segment_path
 from shmlog.disk.walk import Walker
-from shmlog.errors import CorruptionError, FormatError
+from shmlog.errors import CorruptionError, FormatError, RestartUnclearError
 from shmlog.format.geometry import PAGE_BYTES
 from shmlog.format.layout import GRANULE_BYTES, KIND_FILL, SEGMENT_HEADER_BYTES
-from shmlog.format.marks import Mark
+from shmlog.format.marks import Mark, decode_header
+from shmlog.format.origin import Origin, Since, since
 from shmlog.system import files
 
 REWRITE_BYTES = 8 << 20
 """At once: it is read, written, synced and asked for before the next."""
-
-
-class Case(enum.Enum):
-    """What a log can be found as; ROWS says when."""
-
-    EMPTY = "empty"
-    CORRUPT = "corrupt"
-    CLEAN = "clean"
-    INTACT = "intact"
-    HOLES = "holes"
-    RESTART = "restart"
-    TORN = "torn"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A case, the facts that make it (None: either way), and both in words."""
-
-    case: Case
-    mark_and_p: str
-    machine: str
-    action: str
-    segments: bool = True
-    below_mark: bool | None = False
-    left_clean: bool | None = False
-    same_boot: bool | None = None
-    frames_above: bool | None = None
-    anything_above: bool | None = None
-
-
-ROWS = (
-    Row(
-        Case.EMPTY,
-        "no segment, nor a cursor above LSN 0",
-        "any",
-        "begin at LSN 0",
-        segments=False,
-        below_mark=None,
-        left_clean=None,
-    ),
-    Row(
-        Case.CORRUPT,
-        "p < mark",
-        "any",
-        "CorruptionError; nothing is touched",
-        below_mark=True,
-        left_clean=None,
-    ),
-    Row(
-        Case.CLEAN,
-        "p = mark, marked clean, only zeros above p",
-        "any",
-        "nothing was lost; go on from p",
-        left_clean=True,
-    ),
-    Row(
-        Case.INTACT,
-        "p >= mark, no more valid frames",
-        "same boot",
-        "go on from p",
-        same_boot=True,
-        frames_above=False,
-    ),
-    Row(
-        Case.HOLES,
-        "p >= mark, valid frames above p",
-        "same boot",
-        "a dead writer's hole: FILL up to the next valid frame, and look on",
-        same_boot=True,
-        frames_above=True,
-    ),
-    Row(
-        Case.RESTART,
-        "p >= mark, only zeros above p",
-        "restarted",
-        "go on from p, epoch + 1",
-        same_boot=False,
-        anything_above=False,
-    ),
-    Row(
-        Case.TORN,
-        "p >= mark, anything else above p",
-        "restarted",
-        "drop it, report it, epoch + 1",
-        same_boot=False,
-        anything_above=True,
-    ),
+WAS_COPIED = (
+    "this directory is a copy of the log; if it was made while the log was written to, restore one that was"
+    " made while nobody wrote, or of all files at one instant"
 )
-FACTS = ("segments", "below_mark", "left_clean", "same_boot", "frames_above", "anything_above")
-
-
-def matching(**facts: bool) -> list[Row]:
-    """The rows that the facts satisfy: one, whatever they are."""
-    return [row for row in ROWS if all(getattr(row, name) in (None, facts[name]) for name in FACTS)]
-
-
-def judge(
-    *,
-    segments: bool = True,
-    below_mark: bool = False,
-    left_clean: bool = False,
-    same_boot: bool = False,
-    frames_above: bool = False,
-    anything_above: bool = False,
-) -> Case:
-    """The case that the facts make.  `left_clean`: p = mark, marked clean, nothing above."""
-    (row,) = matching(
-        segments=segments,
-        below_mark=below_mark,
-        left_clean=left_clean,
-        same_boot=same_boot,
-        frames_above=frames_above,
-        anything_above=anything_above,
-    )
-    return row.case
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,53 +71,63 @@ class Recovery:
     """the log had failed: not everything that was appended may have been durable"""
 
 
-def inspect(directory: Directory, boot_id: bytes) -> Recovery:
-    """Find the case, touching nothing.  CorruptionError and FormatError as in the table."""
-    return replace(_find_case(directory, boot_id), failure=failure.find(directory))
+def inspect(
+    directory: Directory, boot_id: bytes, *, restarted: bool | None = None, whole: bool = False
+) -> Recovery:
+    """Find the case, touching nothing.  CorruptionError, RestartUnclearError and FormatError as
+    in the table.
+
+    restarted: whether the machine restarted since, from somebody who knows.  whole: of a log
+    that was written in another place, check what its newest mark says of older segments, too."""
+    here = directory.origin(boot_id)
+    return replace(_find_case(directory, here, restarted, whole), failure=failure.find(directory))
 
 
-def _find_case(directory: Directory, boot_id: bytes) -> Recovery:
+def _find_case(directory: Directory, here: Origin, restarted: bool | None, whole: bool) -> Recovery:
     geometry = directory.identity.geometry
     segments = list_segments(directory)
     if judge(segments=bool(segments)) is Case.EMPTY:
         if cursors.furthest_lsn(directory) > 0:  # there was more
             raise CorruptionError(segment_path(directory, 0), 0, "every segment is missing")
         return Recovery(Case.EMPTY, 0, 0, 0, 1)
-    mark = newest_mark(directory, segments, check=True)
-    if mark is None:
-        raise FormatError(f"{directory.segments_path}: no segment holds a valid mark")
-    vouched, trimmed, size = mark.durable_lsn, mark.trimmed_lsn, geometry.segment_bytes
-    # Of what was trimmed, any file may be there still: their removal is made durable in any order.
-    present = set(segments)
-    for first in range(geometry.segment_begin(trimmed), vouched, size):
-        if first not in present:
-            raise CorruptionError(segment_path(directory, first), first, "the segment is missing")
-    begin = geometry.segment_begin(max(0, vouched - 1))
-    if begin not in present:
-        raise CorruptionError(segment_path(directory, begin), begin, "the segment is missing")
-    stop = begin
-    while stop in present:
-        stop += size
-    same_boot = mark.boot_id == boot_id
+    mark = _newest_mark(directory, segments)
+    vouched, trimmed = mark.durable_lsn, mark.trimmed_lsn
+    happened = since(mark.origin, here, restarted)
+    was_copied = f"; {WAS_COPIED}" if happened is Since.COPIED else ""
+    begin = stop = geometry.segment_begin(max(0, vouched - 1))
+    while stop in segments:
+        stop += geometry.segment_bytes
+    if whole and was_copied:
+        begin = geometry.segment_begin(trimmed)
     holes: list[tuple[int, int]] = []
     with Walker(directory) as walker:
         walk = walker.walk(begin, stop)
-        end, reason = walk.end_lsn, walk.problem.text
+        end, bad, reason = walk.end_lsn, walk.bad_lsn, walk.problem.text
         if judge(below_mark=end < vouched) is Case.CORRUPT:
-            raise CorruptionError(segment_path(directory, walk.bad_lsn), walk.bad_lsn, reason)
-        while same_boot and (above := walker.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
-            walk = walker.walk(above, stop)
-            if walk.end_lsn > above:  # not the frames of an incomplete batch
-                holes.append((end, above))
-                end = walk.end_lsn
+            raise CorruptionError(segment_path(directory, bad), bad, reason + was_copied)
+        if happened is not Since.RESTARTED:
+            while (above := walker.find(walk.bad_lsn + GRANULE_BYTES, stop)) is not None:
+                walk = walker.walk(above, stop)
+                if walk.end_lsn > above:  # not the frames of an incomplete batch
+                    holes.append((end, above))
+                    end = walk.end_lsn
         dropped = walker.last_byte(end, stop) - end
+        if was_copied:  # else what lies above a gap was to be removed, and somebody died over it
+            for first in segments:
+                if first > stop and walker.last_byte(first, first + geometry.segment_bytes) > first:
+                    reason = "the segment is missing" + was_copied
+                    raise CorruptionError(segment_path(directory, stop), stop, reason)
     case = judge(
         left_clean=mark.clean and end == vouched and dropped <= 0,
-        same_boot=same_boot,
-        frames_above=bool(holes),
-        anything_above=dropped > 0,
+        happened=happened,
+        above=Above.FRAMES if holes else Above.BYTES if dropped > 0 else Above.NOTHING,
     )
     found = Recovery(case, end, trimmed, vouched, mark.epoch, mark=mark)
+    if case is Case.COPY:
+        reason = f"{reason}, and records lie above it{was_copied}"
+        raise CorruptionError(segment_path(directory, bad), bad, reason)
+    if case is Case.UNCLEAR:
+        raise RestartUnclearError(segment_path(directory, bad), bad)
     if case is Case.HOLES:
         return replace(found, holes=tuple(holes))
     if case is Case.RESTART:
@@ -233,21 +137,41 @@ def _find_case(directory: Directory, boot_id: bytes) -> Recovery:
     return found
 
 
-def recover(directory: Directory, boot_id: bytes) -> Recovery:
+def _newest_mark(directory: Directory, segments: list[int]) -> Mark:
+    """The newest mark of them all; CorruptionError if a segment that it vouches for is missing,
+    or one that may have held a newer mark holds none."""
+    geometry, marks = directory.identity.geometry, find_marks(directory, segments, check=True)
+    mark = max(filter(None, marks.values()), default=None)
+    if mark is None:
+        raise FormatError(f"{directory.segments_path}: no segment holds a valid mark")
+    vouched, size = mark.durable_lsn, geometry.segment_bytes
+    begin = geometry.segment_begin(max(0, vouched - 1))
+    # Of what was trimmed, any file may be there still: their removal is made durable in any order.
+    for first in (*range(geometry.segment_begin(mark.trimmed_lsn), vouched, size), begin):
+        if first not in marks:
+            raise CorruptionError(segment_path(directory, first), first, "the segment is missing")
+    for first in segments:
+        if first >= begin and marks[first] is None:
+            path = segment_path(directory, first)
+            raise CorruptionError(path, first, "both copies of the segment's mark are damaged")
+    return mark
+
+
+def recover(directory: Directory, boot_id: bytes, *, restarted: bool | None = None) -> Recovery:
     """Inspect, then make the files agree with what was found.  The caller holds the
     set-up byte and knows that nobody is alive.  OSError: the disk does not take what is in
     memory, and nothing more is vouched for."""
-    found = inspect(directory, boot_id)
-    _make_durable(directory, found, boot_id)
+    found = inspect(directory, boot_id, restarted=restarted, whole=True)
+    _make_durable(directory, found, directory.origin(boot_id))
     if found.failure is not None:
         failure.forget(directory)
     return found
 
 
-def _make_durable(directory: Directory, found: Recovery, boot_id: bytes) -> None:
+def _make_durable(directory: Directory, found: Recovery, here: Origin) -> None:
     if found.case is Case.EMPTY or found.mark is None:
         return
-    if found.case is Case.CLEAN and found.mark.boot_id == boot_id:
+    if found.case is Case.CLEAN and found.mark.origin.beside(here):
         return
     identity, end = directory.identity, found.end_lsn
     geometry = identity.geometry
@@ -271,6 +195,7 @@ def _make_durable(directory: Directory, found: Recovery, boot_id: bytes) -> None
                             KIND_FILL, lsn, part_end - lsn, time.time_ns(), 0, identity.seed
                         )
                         files.write_all(fd, header, geometry.file_offset(lsn))
+            segment.write_header(fd, decode_header(os.pread(fd, SEGMENT_HEADER_BYTES, 0), path))
             _rewrite(fd, 0, SEGMENT_HEADER_BYTES)
             _rewrite(fd, SEGMENT_HEADER_BYTES + low - first, SEGMENT_HEADER_BYTES + high - first)
             if first == last:
@@ -279,7 +204,7 @@ def _make_durable(directory: Directory, found: Recovery, boot_id: bytes) -> None
     files.sync_directory(directory.segments_path)
     path = segment_path(directory, last)
     mark = found.mark.next(
-        epoch=found.epoch, durable_lsn=end, trimmed_lsn=found.trimmed_lsn, clean=False, boot_id=boot_id
+        epoch=found.epoch, durable_lsn=end, trimmed_lsn=found.trimmed_lsn, clean=False, origin=here
     )
     with files.descriptor(files.open_file(path, writable=True)) as fd:
         segment.write_mark(fd, mark, identity.log_id)

@@ -1,7 +1,7 @@
 """Segment: one preallocated file of a fixed LSN range.
 
     00000000000067108864.seg      named by its first LSN
-    | header and marks, 4096 bytes | frames, segment_bytes |
+    | headers and marks, 8192 bytes | frames, segment_bytes |
 
 This module knows one file.  It may not know which segments there are.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 
 from shmlog.errors import FormatError
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import SEGMENT_HEADER_BYTES
-from shmlog.format.marks import MARK_SLOTS, Header, Mark, decode_header
+from shmlog.format.marks import HEADER_OFFSETS, MARK_SLOTS, Header, Mark, decode_header
 from shmlog.system import files
 
 
@@ -33,9 +34,16 @@ def write_mark(fd: int, mark: Mark, log_id: bytes) -> None:
     files.write_all(fd, mark.encode(log_id), MARK_SLOTS.offset(mark.sequence))
 
 
+def write_header(fd: int, header: Header) -> None:
+    """Write both copies.  Without looking: a read of a new file would read ahead, and the pages
+    of the first frames come in large folios, of which a sync writes all for a small record."""
+    for offset in HEADER_OFFSETS:
+        files.write_all(fd, header.encode(), offset)
+
+
 def create(path: str, header: Header, mark: Mark, geometry: Geometry, mode: int) -> int:
-    """Make a segment file of full (sparse) size with its header and first mark; the
-    caller syncs it and owns the descriptor.
+    """Make a segment file of full (sparse) size with its header and first mark, both copies;
+    the caller syncs it and owns the descriptor.
 
     Written under a temporary name: a segment that is there is whole."""
     temporary = path + ".tmp"
@@ -45,8 +53,10 @@ def create(path: str, header: Header, mark: Mark, geometry: Geometry, mode: int)
     try:
         os.ftruncate(fd, geometry.file_bytes)
         files.allocate(fd, 0, SEGMENT_HEADER_BYTES)
-        files.write_all(fd, header.encode(), 0)
-        write_mark(fd, mark, header.log_id)
+        write_header(fd, header)
+        other = replace(mark, sequence=mark.sequence - 1 if mark.sequence else 1)
+        for copy in (mark, other):  # the next one may go over either
+            write_mark(fd, copy, header.log_id)
         os.fsync(fd)
         os.rename(temporary, path)
         try:
@@ -62,7 +72,7 @@ def create(path: str, header: Header, mark: Mark, geometry: Geometry, mode: int)
 
 
 def check(fd: int, path: str, log_id: bytes, first_lsn: int, geometry: Geometry) -> bytes:
-    """The header page of an open segment file, or FormatError."""
+    """The first SEGMENT_HEADER_BYTES of an open segment file, or FormatError."""
     page = os.pread(fd, SEGMENT_HEADER_BYTES, 0)
     header = decode_header(page, path)
     if header.log_id != log_id:

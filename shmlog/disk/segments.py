@@ -41,10 +41,10 @@ def segment_path(directory: Directory, lsn: int) -> str:
     return os.path.join(directory.segments_path, segment.file_name(first))
 
 
-def newest_mark(directory: Directory, segments: list[int], *, check: bool) -> Mark | None:
-    """The newest mark over all of these segment files, or None if none holds one.  check:
+def find_marks(directory: Directory, segments: list[int], *, check: bool) -> dict[int, Mark | None]:
+    """The newest mark of each of these segment files, None of one that holds none.  check:
     FormatError unless each is a whole file of this log."""
-    identity, found = directory.identity, []
+    identity, found = directory.identity, {}
     for first in segments:
         path = segment_path(directory, first)
         with files.descriptor(files.open_file(path, writable=False)) as fd:
@@ -52,10 +52,13 @@ def newest_mark(directory: Directory, segments: list[int], *, check: bool) -> Ma
                 page = segment.check(fd, path, identity.log_id, first, identity.geometry)
             else:
                 page = os.pread(fd, SEGMENT_HEADER_BYTES, 0)
-        mark = marks.newest_mark(page, identity.log_id, identity.geometry.segment_bytes)
-        if mark:
-            found.append(mark)
-    return max(found, default=None)
+        found[first] = marks.newest_mark(page, identity.log_id, identity.geometry.segment_bytes)
+    return found
+
+
+def newest_mark(directory: Directory, segments: list[int], *, check: bool) -> Mark | None:
+    """The newest of all marks of these segment files, or None if none holds one."""
+    return max(filter(None, find_marks(directory, segments, check=check).values()), default=None)
 
 
 def map_segment(directory: Directory, lsn: int, writable: bool) -> _native.Mapping:

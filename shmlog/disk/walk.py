@@ -41,7 +41,10 @@ SUM_STEP_BYTES = 1024
 _SUMS_READ_BYTES = 256 << 10
 _FRAME = struct.Struct("<II22xBB")
 """payload bytes, checksum, kind, flags"""
+_HEADER = struct.Struct("<IIQqIHBB")
+"""payload bytes, checksum, LSN, time (ns), tag, writer, kind, flags"""
 _KIND_DATA = _native.LAYOUT["KIND_DATA"]
+_GOES_ON = _native.LAYOUT["FLAG_BATCH_GOES_ON"]
 _TOO_SHORT = (Problem.BAD_LENGTH, Problem.OUT_OF_BOUNDS)
 
 
@@ -56,6 +59,17 @@ class Walk:
     problem: Problem
     """VALID: the bound was reached"""
     records: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    """What a frame says of itself."""
+
+    end_lsn: int
+    """where the next frame should be"""
+    group: tuple[int, int]
+    """(time_ns, writer): the same in all frames of an atomic batch"""
+    batch_goes_on: bool
 
 
 class Walker:
@@ -100,11 +114,18 @@ class Walker:
             at = low
             while at < high:
                 view = self._read(at, high, _chunk_bytes(at - begin))
-                found = self._find_in(view, at)
+                found = self._find_in(view, at, stop)
                 if found is not None:
                     return found
                 at += len(view)
         return None
+
+    def header(self, lsn: int) -> FrameHeader:
+        """What the frame at lsn says of itself; nothing is checked."""
+        payload_bytes, _, _, time_ns, _, writer, _, flags = _HEADER.unpack(
+            self._read(lsn, lsn + FRAME_HEADER_BYTES, FRAME_HEADER_BYTES)
+        )
+        return FrameHeader(lsn + frame_bytes(payload_bytes), (time_ns, writer), bool(flags & _GOES_ON))
 
     def last_byte(self, begin: int, stop: int) -> int:
         """The end of the last granule of [begin, stop) that is not all zeros, or begin."""
@@ -138,7 +159,7 @@ class Walker:
         stopped = at + frame_bytes(payload_bytes)
         return int(kind == _KIND_DATA), stopped, at if goes_on else stopped, Problem.VALID
 
-    def _find_in(self, view: memoryview, base: int) -> int | None:
+    def _find_in(self, view: memoryview, base: int, stop: int) -> int | None:
         """As find, for what begins in one view."""
         end, at = base + len(view), base
         while at < end:
@@ -148,7 +169,7 @@ class Walker:
                 at = near
                 continue
             header = bytes(view[found - base : found - base + FRAME_HEADER_BYTES])
-            if not self._check_large(found, self._geometry.segment_end(found), header):
+            if not self._check_large(found, min(stop, self._geometry.segment_end(found)), header):
                 return found
             at = found + GRANULE_BYTES  # it only looked like one
         return None
@@ -202,15 +223,18 @@ class Walker:
         first = self._geometry.segment_begin(lsn)
         if first != self._first:
             self._close()
-            path = segment_path(self._directory, first)
-            fd = files.open_file(path, writable=False)
-            try:
-                segment.check(fd, path, self._directory.identity.log_id, first, self._geometry)
-            except BaseException:
-                os.close(fd)
-                raise
-            self._fd, self._first = fd, first
+            self._fd, self._first = self._open_segment(first), first
         return self._fd
+
+    def _open_segment(self, first: int) -> int:
+        path = segment_path(self._directory, first)
+        fd = files.open_file(path, writable=False)
+        try:
+            segment.check(fd, path, self._directory.identity.log_id, first, self._geometry)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _close(self) -> None:
         if self._fd >= 0:

@@ -27,6 +27,7 @@ from shmlog.disk.segments import list_segments, newest_mark, segment_path
 from shmlog.format.geometry import PAGE_BYTES
 from shmlog.format.layout import SEGMENT_HEADER_BYTES
 from shmlog.format.marks import Header, Mark
+from shmlog.format.origin import Origin
 from shmlog.system import files
 
 
@@ -127,6 +128,10 @@ class OpenSegments:
         """The newest mark over all segment files."""
         return newest_mark(self._directory, list_segments(self._directory), check=False)
 
+    def origin(self, boot_id: bytes) -> Origin:
+        """Where and when marks are written, from now on."""
+        return self._directory.origin(boot_id)
+
     def rewrite(self, begin: int, end: int) -> None:
         """Make every page of [begin, end) dirty, the headers' too: the next sync writes
         them whatever the kernel believes of them."""
@@ -134,7 +139,7 @@ class OpenSegments:
             mapping = self.get(first).mapping
             at = self._geometry.file_offset(first) // PAGE_BYTES * PAGE_BYTES
             mapping.touch(at, self._geometry.file_offset(first) + stop - first - at)
-            mapping.touch(0, PAGE_BYTES)
+            mapping.touch(0, SEGMENT_HEADER_BYTES)
 
     def sync_names(self) -> None:
         """Make the files' names durable: a dead flusher may have given one and no more."""

@@ -32,8 +32,9 @@ from shmlog.flusher.open_segments import OpenSegments
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import CB, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
 from shmlog.format.marks import MARK_SLOTS, Mark
+from shmlog.format.origin import Origin
 from shmlog.memory.control import ControlBlock
-from shmlog.system import files
+from shmlog.system import files, machine
 
 SPIN_NS = 50_000
 """After a sync that somebody waited for: how long to watch for the next such wait."""
@@ -70,9 +71,9 @@ class Syncer:
         self.mark = Mark(
             epoch=control.load(CB.EPOCH),
             durable_lsn=min(newest.durable_lsn, control.durable_lsn) if newest else 0,
-            sequence=newest.sequence if newest else 0,  # the next one goes over the older copy
+            sequence=newest.sequence if newest else 1,  # the next one goes over the older copy
             trimmed_lsn=control.trimmed_lsn,
-            boot_id=boot_id,
+            origin=segments.origin(boot_id),
         )
 
     def take_over(self) -> None:
@@ -154,7 +155,7 @@ class Syncer:
             except OSError as problem:
                 self.fail(problem.errno or errno.EIO)
                 return
-        self.mark = Mark(old.epoch, durable, old.sequence + 1, trimmed, False, old.boot_id)
+        self.mark = Mark(old.epoch, durable, old.sequence + 1, trimmed, False, self._origin())
         if target <= geometry.segment_end(durable):
             fds: tuple[int, ...] = (self._segments.get(durable).sync_fd,)
         else:
@@ -182,7 +183,9 @@ class Syncer:
     def sync_mark(self, clean: bool) -> None:
         """Carry the last mark to disk: then the disk itself vouches for all of it."""
         durable = self._control.durable_lsn
-        self.mark = self.mark.next(durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean)
+        self.mark = self.mark.next(
+            durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean, origin=self._origin()
+        )
         last = max(0, durable - 1)
         if not self._segments.exists(last):
             return
@@ -192,6 +195,11 @@ class Syncer:
             os.fdatasync(fd)
         except OSError as error:
             self.fail(error.errno or errno.EIO)
+
+    def _origin(self) -> Origin:
+        """As the last mark's, now: the later its time, the surer a restart is told by it."""
+        origin = self.mark.origin
+        return origin.at(*machine.clocks()) if origin.up_ns else origin
 
     def trim(self, before: int) -> None:
         """Give up whole segments below `before`, but never the one that holds the newest

@@ -2,7 +2,7 @@
 
     LSN   0 ........ S ......... 2S ......... 3S          S = segment_bytes
           | seg 0    | seg 1     | seg 2      |
-                          ^ lsn: segment 1, file offset 4096 + lsn - S
+                          ^ lsn: segment 1, file offset 8192 + lsn - S
 
 This module knows numbers.  It may not know files or shared memory.
 """

@@ -15,7 +15,7 @@ from crc32c import crc32c
 from shmlog import _native
 from shmlog._native import LAYOUT
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 NO_LSN: Final = 2**64 - 1
 
 GRANULE_BYTES: Final = LAYOUT["GRANULE_BYTES"]

@@ -1,17 +1,19 @@
-"""Marks: what a segment file says of itself, in its first 4096 bytes.
+"""Marks: what a segment file says of itself, in its first 8192 bytes.
 
-    0 ......... 512 ........ 1024 ....... 4096
-    | header    | mark, even | mark, odd  | frames ...
+    0 ...... 512 ......... 4096 .... 4608 ....... 8192
+    | header | mark, even  | header  | mark, odd  | frames ...
 
-The header is written once.  A mark says what was durable after the *last* sync; it is
-written before the next one, so the disk itself comes to say it.  The two copies lie in
-different 512-byte sectors.
+The header is written once, twice.  A mark says what was durable after the *last* sync;
+it is written before the next one, so the disk itself comes to say it.  Each half is a
+4096-byte sector of its own and says it all: a write goes to one of them, and a disk that
+loses what it was writing loses that one.
 
 This module knows bytes.  It may not know files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass, replace
 from typing import Final
@@ -21,17 +23,23 @@ from crc32c import crc32c
 from shmlog.errors import FormatError
 from shmlog.format.geometry import LSN_MAX
 from shmlog.format.layout import FORMAT_VERSION, GRANULE_BYTES, SEGMENT_HEADER_BYTES
+from shmlog.format.origin import NOWHERE, Origin
 from shmlog.format.slots import CHECKSUM, Slots
 
 SEGMENT_MAGIC: Final = b"SHMLOGSG"
 SEGMENT_HEADER: Final = struct.Struct("<8sII16sQQQq")
 """magic, format version, header bytes, log id, first LSN, segment bytes, epoch, created
 (ns); a crc32c over them follows."""
+SECTOR_BYTES: Final = 4096
+"""The largest that a disk may tear or lose as one."""
+HEADER_OFFSETS: Final = (0, SECTOR_BYTES)
 
 MARK_MAGIC: Final = b"MARK"
-MARK_SLOTS: Final = Slots(struct.Struct("<4sIQQQQ16s"), (512, 1024))
-"""magic, flags, sequence, durable LSN, trimmed LSN, epoch, boot id."""
+MARK_SLOTS: Final = Slots(struct.Struct("<4sIQQQQ16sQQQQQ"), (512, SECTOR_BYTES + 512))
+"""magic, flags, sequence, durable LSN, trimmed LSN, epoch; its origin: boot id, when the
+machine started, for how long it was up, file system, inode and birth of LOCK."""
 MARK_CLEAN: Final = 1
+MARK_KERNELS_BOOT_ID: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,18 @@ class Header:
 
 
 def decode_header(data: bytes, path: str) -> Header:
-    """The header in a segment's first bytes; FormatError says what is wrong."""
+    """The header in a segment's first bytes, of its first copy that is whole; FormatError
+    says what is wrong with the first if none is."""
+    try:
+        return _decode_header(data, path)
+    except FormatError:
+        for offset in HEADER_OFFSETS[1:]:
+            with contextlib.suppress(FormatError):
+                return _decode_header(data[offset:], path)
+        raise
+
+
+def _decode_header(data: bytes, path: str) -> Header:
     if len(data) < SEGMENT_HEADER.size + CHECKSUM.size:
         raise FormatError(f"{path} is too short for a segment: {len(data)} bytes")
     body = data[: SEGMENT_HEADER.size]
@@ -84,11 +103,12 @@ class Mark:
     sequence: int
     trimmed_lsn: int = 0
     clean: bool = False
-    boot_id: bytes = bytes(16)
+    origin: Origin = NOWHERE
 
     def encode(self, log_id: bytes) -> bytes:
         """The bytes of one copy; MARK_SLOTS.offset(sequence) says where they go."""
-        flags = MARK_CLEAN if self.clean else 0
+        origin = self.origin
+        flags = MARK_CLEAN * self.clean | MARK_KERNELS_BOOT_ID * origin.kernels
         return MARK_SLOTS.encode(
             crc32c(log_id),
             MARK_MAGIC,
@@ -97,7 +117,12 @@ class Mark:
             self.durable_lsn,
             self.trimmed_lsn,
             self.epoch,
-            self.boot_id,
+            origin.boot_id,
+            origin.started_ns,
+            origin.up_ns,
+            origin.file_system,
+            origin.inode,
+            origin.born_ns,
         )
 
     def next(self, **changes: object) -> Mark:
@@ -109,16 +134,17 @@ def decode_mark(data: bytes, log_id: bytes) -> Mark | None:
     fields = MARK_SLOTS.decode(data, crc32c(log_id))
     if fields is None:
         return None
-    magic, flags, sequence, durable_lsn, trimmed_lsn, epoch, boot_id = fields
+    magic, flags, sequence, durable_lsn, trimmed_lsn, epoch, boot_id, *rest = fields
     if magic != MARK_MAGIC or trimmed_lsn > durable_lsn or trimmed_lsn % GRANULE_BYTES:
         return None  # no flusher wrote this
     if max(durable_lsn, sequence, epoch) > LSN_MAX:
         return None
-    return Mark(epoch, durable_lsn, sequence, trimmed_lsn, bool(flags & MARK_CLEAN), boot_id)
+    origin = Origin(boot_id, bool(flags & MARK_KERNELS_BOOT_ID), *rest)
+    return Mark(epoch, durable_lsn, sequence, trimmed_lsn, bool(flags & MARK_CLEAN), origin)
 
 
-def newest_mark(header_page: bytes, log_id: bytes, segment_bytes: int = GRANULE_BYTES) -> Mark | None:
+def newest_mark(header_area: bytes, log_id: bytes, segment_bytes: int = GRANULE_BYTES) -> Mark | None:
     """The newest whole mark of a segment's first bytes, or None if there is none of this log.
     One that says it was trimmed within a segment does not count: no flusher wrote it."""
-    found = [decode_mark(header_page[offset:], log_id) for offset in MARK_SLOTS.offsets]
+    found = [decode_mark(header_area[offset:], log_id) for offset in MARK_SLOTS.offsets]
     return max((mark for mark in found if mark and mark.trimmed_lsn % segment_bytes == 0), default=None)

@@ -364,7 +364,8 @@ def open(
     timeout: seconds that anything of this handle may block unless told otherwise.
 
     Recovers the log if its control block is gone: CorruptionError when what was vouched
-    for is damaged. Also raises FormatError, AttachError, TimeoutError, OSError.
+    for is damaged, RestartUnclearError when only you know. Also raises FormatError, AttachError,
+    TimeoutError, OSError.
     """
     if flusher not in ("auto", "external"):
         raise ValueError(f'flusher must be "auto" or "external", not {flusher!r}')

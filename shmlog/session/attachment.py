@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shmlog.disk.cases import Case
 from shmlog.disk.directory import Directory
-from shmlog.disk.recovery import Case, Recovery, recover
+from shmlog.disk.recovery import Recovery, recover
 from shmlog.errors import AttachError
 from shmlog.format.geometry import PARTICIPANT_COUNT
 from shmlog.format.layout import ROLE_HANDLE

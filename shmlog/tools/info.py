@@ -14,7 +14,7 @@ from typing import Any
 from shmlog.disk import directory
 from shmlog.disk.recovery import inspect
 from shmlog.disk.segments import list_segments, segment_path
-from shmlog.errors import CorruptionError
+from shmlog.errors import CorruptionError, RestartUnclearError
 from shmlog.format.geometry import PARTICIPANT_COUNT
 from shmlog.format.layout import CB, PT, STATE_FAILED
 from shmlog.memory.participants import slot_offset
@@ -70,6 +70,8 @@ def _dead(where: directory.Directory) -> dict[str, Any]:
         found = inspect(where, files.boot_id())
     except CorruptionError as error:
         return {"state": "corrupt", "problem": str(error), "problem_lsn": error.lsn}
+    except RestartUnclearError as error:
+        return {"state": "unclear", "problem": str(error), "problem_lsn": error.lsn}
     return {
         "state": found.case.value,
         "committed_lsn": found.end_lsn,

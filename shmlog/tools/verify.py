@@ -58,7 +58,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     The report says ok, how many records, and where the first problem is: a bad frame, or a
     segment file that is missing, cut, or not this log's. progress, if given, is called
     with (bytes done, bytes in all). Raises FileNotFoundError and FormatError when the
-    directory is no log.
+    directory is no log, RestartUnclearError as open() does.
     """
     where = directory.load(os.fsdecode(path))
 

@@ -21,6 +21,7 @@ import pytest
 from support.processes import block_path, flusher_of, lose_shared_memory, nobody_lives, until
 
 import shmlog
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 
 COMMAND = [sys.executable, "-W", "error", "-m", "shmlog"]
 
@@ -190,7 +191,7 @@ def test_verify_passes_a_good_log_and_names_what_is_bad(log_path: Path) -> None:
     assert b"every frame is valid" in _run("verify", log_path).stdout
     path = log_path / "segments" / f"{0:020d}.seg"
     with path.open("r+b") as file:
-        file.seek(4096 + 64 + 33)
+        file.seek(SEGMENT_HEADER_BYTES + 64 + 33)
         file.write(b"\xff")
     facts = _json("verify", log_path, status=1)
     assert (facts["ok"], facts["problem_lsn"]) == (False, 64)

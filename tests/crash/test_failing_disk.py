@@ -24,6 +24,7 @@ import shmlog
 from shmlog.disk import directory, failure, recovery
 from shmlog.disk.failure import Failure
 from shmlog.disk.recovery import Case
+from shmlog.format.marks import MARK_SLOTS, SECTOR_BYTES
 from shmlog.system import files
 
 OTHER_BOOT = bytes(range(16))
@@ -201,15 +202,12 @@ def crashed(log_path: Path) -> directory.Directory:
     assert found.mark is not None
     for path in (log_path / "segments").iterdir():  # as if the last mark of all were an early one
         with path.open("r+b") as file:
-            data = bytearray(file.read(4096))
-            first = int(path.stem)
+            header = file.read(512).ljust(SECTOR_BYTES, b"\0")
             early = found.mark.next(durable_lsn=0, trimmed_lsn=0, clean=False)
-            data[512:] = bytes(4096 - 512)
             file.seek(0)
-            file.write(data)
-            if first == 0:
-                file.seek(512 if early.sequence % 2 == 0 else 1024)
-                file.write(early.encode(where.identity.log_id))
+            file.write(header * 2)
+            file.seek(MARK_SLOTS.offset(early.sequence))
+            file.write(early.encode(where.identity.log_id))
     return where
 
 
@@ -226,7 +224,7 @@ def _pages_that_were_never_written(
     healed: set[tuple[int, int]] = set()
 
     def never_written(fd: int, begin: int, end: int) -> bool:
-        pages = left.setdefault(os.fstat(fd).st_ino, {0, 2 * 4096, 3 * 4096})
+        pages = left.setdefault(os.fstat(fd).st_ino, {0, 3 * 4096, 4 * 4096})
         return any(begin < page + 4096 and page < end for page in pages)
 
     def punch_hole(fd: int, begin: int, count: int) -> bool:
@@ -253,7 +251,7 @@ def test_recovery_writes_pages_anew_that_the_file_system_never_wrote(
     assert len(healed()) > 3, "the headers' pages too"
     after = _segments(crashed)
     assert after.keys() == before.keys()
-    assert all(after[name][4096:] == before[name][4096:] for name in before)
+    assert all(after[name][8192:] == before[name][8192:] for name in before)
     assert all(after[name][:512] == before[name][:512] for name in before)
 
 

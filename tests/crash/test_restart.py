@@ -32,12 +32,12 @@ from support.pyreader import PyLog
 
 import shmlog
 from shmlog.disk import directory, recovery
-from shmlog.disk.recovery import Case
+from shmlog.disk.cases import Case
 from shmlog.flusher import syncing
 from shmlog.flusher.open_segments import OpenSegments
 from shmlog.format import marks
 from shmlog.format.geometry import Geometry
-from shmlog.format.layout import ROLE_SIDECAR
+from shmlog.format.layout import ROLE_SIDECAR, SEGMENT_HEADER_BYTES
 from shmlog.session import sidecar
 from shmlog.session.attachment import attach
 from shmlog.session.departure import leave_unserved
@@ -68,7 +68,7 @@ class Dead:
 
     def file(self, lsn: int) -> tuple[Path, int]:
         first = lsn - lsn % SEGMENT_BYTES
-        return self.path / "segments" / f"{first:020d}.seg", 4096 + lsn - first
+        return self.path / "segments" / f"{first:020d}.seg", SEGMENT_HEADER_BYTES + lsn - first
 
     def write(self, lsn: int, data: bytes) -> None:
         path, offset = self.file(lsn)
@@ -144,6 +144,12 @@ def _after_restart(path: Path, boot_id: bytes, monkeypatch: pytest.MonkeyPatch) 
             log.close()
             flusher.signal(15)
             assert flusher.result() == 0
+
+
+def _frames(images: dict[str, tuple[int, bytes]]) -> dict[str, bytes]:
+    """Of a snapshot, what lies behind the headers and marks."""
+    segments = {name: data for name, (_, data) in images.items() if name.endswith(".seg")}
+    return {name: data[SEGMENT_HEADER_BYTES:] for name, data in segments.items()}
 
 
 def _segments(path: Path) -> list[Path]:
@@ -232,9 +238,7 @@ def test_recovery_interrupted_and_done_again_comes_to_the_same_end(dead: Dead) -
     third = recovery.recover(dead.where(), bytes(16))
     assert first.end_lsn == again.end_lsn == third.end_lsn == dead.late[2]
     assert first.dropped_bytes and not again.dropped_bytes and not third.dropped_bytes
-    assert {name: data[4096:] for name, (_, data) in images.items() if name.endswith(".seg")} == {
-        name: data[4096:] for name, (_, data) in dead.snapshot().items() if name.endswith(".seg")
-    }
+    assert _frames(images) == _frames(dead.snapshot())
 
 
 def test_a_torn_atomic_batch_is_dropped_whole(log_path: Path) -> None:
@@ -254,7 +258,7 @@ def test_a_torn_atomic_batch_is_dropped_whole(log_path: Path) -> None:
     assert recovery.inspect(dead.where(), OTHER_BOOT).end_lsn == end
     path = log_path / "segments" / f"{0:020d}.seg"
     with path.open("r+b") as file:
-        file.seek(4096 + batch[7] + 33)
+        file.seek(SEGMENT_HEADER_BYTES + batch[7] + 33)
         file.write(b"\xff")
     found = recovery.recover(dead.where(), OTHER_BOOT)
     assert (found.case, found.end_lsn, found.dropped_bytes) == (Case.TORN, batch[0], end - batch[0])
@@ -288,7 +292,7 @@ def test_a_mark_vouches_only_for_what_an_earlier_sync_made_durable(
     ):
         for _ in range(5):
             lsn = log.append(b"x", durable=True, timeout=30)
-            mark = marks.newest_mark(path.read_bytes()[:4096], where.identity.log_id)
+            mark = marks.newest_mark(path.read_bytes()[:SEGMENT_HEADER_BYTES], where.identity.log_id)
             assert mark is not None and mark.durable_lsn == lsn
         log.close()
         flusher.signal(15)
@@ -336,33 +340,74 @@ def test_every_single_bit_flip_below_the_mark_is_detected(small: Dead) -> None:
     assert recovery.inspect(where, OTHER_BOOT).end_lsn == small.end
 
 
-def test_every_single_bit_flip_in_a_segment_header_is_refused_or_harmless(small: Dead) -> None:
-    """Header and marks: a flip is a named error or leaves the same recovery, never less."""
+def test_every_single_bit_flip_in_a_segments_header_or_mark_is_harmless(small: Dead) -> None:
+    """There is another copy of each: the log goes on at the same place."""
     where = small.where()
     path, _ = small.file(0)
     good = path.read_bytes()
-    outcomes = set()
-    for at in [*range(72), *range(512, 600), *range(1024, 1112)]:
+    for at in [*range(72), *range(512, 616), *range(4096, 4168), *range(4608, 4712)]:
         for bit in range(8):
             with path.open("r+b") as file:
                 file.seek(at)
                 file.write(bytes([good[at] ^ 1 << bit]))
-            try:
-                found = recovery.inspect(where, OTHER_BOOT)
-                assert found.end_lsn == small.end and found.vouched_lsn <= small.vouched
-                outcomes.add("same")
-            except (shmlog.FormatError, shmlog.CorruptionError):
-                outcomes.add("refused")
+            found = recovery.inspect(where, OTHER_BOOT)
+            assert found.end_lsn == small.end and found.vouched_lsn <= small.vouched
         with path.open("r+b") as file:
             file.seek(at)
             file.write(good[at : at + 1])
-    assert outcomes == {"same", "refused"}
+
+
+@pytest.mark.parametrize("rubbish", [bytes(4096), b"\xff" * 4096], ids=["zeros", "ones"])
+@pytest.mark.parametrize("sector", [0, 4096])
+def test_a_lost_sector_of_each_segments_head_costs_nothing_and_is_restored(
+    log_path: Path, sector: int, rubbish: bytes
+) -> None:
+    dead = _make_dead(log_path, (40, 20, 300))
+    header = _segments(log_path)[-1].read_bytes()[:68]
+    for path in _segments(log_path):
+        with path.open("r+b") as file:
+            file.seek(sector)
+            file.write(rubbish)
+    found = recovery.recover(dead.where(), OTHER_BOOT)
+    assert (found.case, found.end_lsn) == (Case.RESTART, dead.end)
+    assert found.vouched_lsn <= dead.vouched
+    *_, last = _segments(log_path)
+    data = last.read_bytes()
+    assert data[:68] == data[4096:4164] and data[:32] == header[:32]
+    with shmlog.open(log_path) as log:
+        assert [record.lsn for record in log.read()] == dead.lsns
+
+
+def test_a_segment_that_lost_both_copies_of_its_mark_is_damaged_if_it_may_hold_the_newest(
+    log_path: Path,
+) -> None:
+    dead = _make_dead(log_path, (40, 20, 300))
+    paths = _segments(log_path)
+    assert len(paths) > 2
+    for path in paths[1:]:
+        good = path.read_bytes()
+        path.write_bytes(good[:512] + bytes(4096 - 512) + good[4096:4608] + bytes(4096 - 512) + good[8192:])
+        before = dead.snapshot()
+        for boot_id in (files.boot_id(), OTHER_BOOT):
+            with pytest.raises(shmlog.CorruptionError, match="both copies of the segment's mark") as raised:
+                recovery.recover(dead.where(), boot_id)
+            assert (raised.value.path, raised.value.lsn) == (str(path), int(path.stem))
+        assert dead.snapshot() == before
+        path.write_bytes(good)
+
+
+def test_a_log_that_lost_every_mark_is_refused(small: Dead) -> None:
+    for path in _segments(small.path):
+        good = path.read_bytes()
+        path.write_bytes(good[:512] + bytes(4096 - 512) + good[4096:4608] + bytes(4096 - 512) + good[8192:])
+    with pytest.raises(shmlog.FormatError, match="no segment holds a valid mark"):
+        shmlog.open(small.path)
 
 
 def test_a_file_cut_anywhere_is_a_clear_error(small: Dead) -> None:
     path, _ = small.file(0)
     good = path.read_bytes()
-    for size in [0, 1, 71, 72, 511, 4095, 4096, 4097, 5000, len(good) - 1, len(good) + 1]:
+    for size in [0, 1, 71, 72, 511, 4095, 4096, 8191, 8192, 8193, 9000, len(good) - 1, len(good) + 1]:
         with path.open("r+b") as file:
             file.truncate(size)
         with pytest.raises((shmlog.FormatError, shmlog.CorruptionError), match=r"\.seg"):
@@ -384,8 +429,8 @@ def test_a_segment_of_garbage_is_a_clear_error(small: Dead, filler: bytes) -> No
 def test_frames_of_garbage_above_the_mark_are_torn_after_a_restart(small: Dead) -> None:
     path, _ = small.file(0)
     good = path.read_bytes()
-    begin = 4096 + small.vouched
-    for filler in (b"\xff", b"\x01\x00", bytes(range(256)), good[4096 : 4096 + small.vouched]):
+    begin = SEGMENT_HEADER_BYTES + small.vouched
+    for filler in (b"\xff", b"\x01\x00", bytes(range(256)), good[SEGMENT_HEADER_BYTES:begin]):
         path.write_bytes((good[:begin] + filler * len(good))[: len(good)])
         found = recovery.inspect(small.where(), OTHER_BOOT)
         assert (found.case, found.end_lsn) == (Case.TORN, small.vouched)

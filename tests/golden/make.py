@@ -2,9 +2,9 @@
 
     python tests/golden/make.py VERSION NAME...
 
-    v1/SHA256SUMS               of every file below, as sha256sum writes and checks it
-    v1/NAME/log/                a log's files, but for flusher.log, which is for people
-    v1/NAME/expected.json       what the writers said that they appended, and what follows
+    v2/SHA256SUMS               of every file below, as sha256sum writes and checks it
+    v2/NAME/log/                a log's files, but for flusher.log, which is for people
+    v2/NAME/expected.json       what the writers said that they appended, and what follows
 
 The logs are made by the library with processes that are killed, cut off or closed; what
 a power cut or a bad disk does to bytes is written by hand.  What is expected does not
@@ -21,7 +21,8 @@ differ from run to run, everything else is the same.
     cursor      a cursor that was committed three times; its reader was killed
     corrupt     one bit of a payload, below the mark
 
-Golden files are added, never edited: what is there already is refused.
+Golden files are added, never edited: what is there already is refused.  Of format 1, which
+was never released, one log is left, to be refused.
 """
 
 from __future__ import annotations
@@ -43,14 +44,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `support`, when run as a script
 
 import writers
-from support.pyreader import DATA, FILL, GOES_ON, PAD, Frame, Mark, PyLog
+from support.pyreader import DATA, FILL, GOES_ON, HEADER_AREA, PAD, Frame, Mark, Origin, PyLog
 from writers import SEGMENT_BYTES, Story, Writer, kill_all, pattern
 
 import shmlog
 
 HERE = Path(__file__).resolve().parent
 SUMS = "SHA256SUMS"
-HEADER_PAGE = 4096
 OTHER_BOOT = bytes(range(16))
 HEX_BYTES_MAX = 64
 """A longer payload is expected by its checksum."""
@@ -64,7 +64,7 @@ ROWS = np.array(
 def overwrite(path: Path, lsn: int, data: bytes) -> None:
     first = lsn - lsn % SEGMENT_BYTES
     with (path / "segments" / f"{first:020d}.seg").open("r+b") as file:
-        file.seek(HEADER_PAGE + lsn - first)
+        file.seek(HEADER_AREA + lsn - first)
         file.write(data)
 
 
@@ -100,7 +100,7 @@ def closed(story: Story) -> list[dict[str, Any]]:
         (PAD, SEGMENT_BYTES - 96, SEGMENT_BYTES, GOES_ON),  # within the batch
         (PAD, 3 * SEGMENT_BYTES - 64, 3 * SEGMENT_BYTES, 0),
     ]
-    return [judged(story, boot, "clean", story.end_lsn) for boot in ("same", "other")]
+    return [judged(story, seen, "clean", story.end_lsn) for seen in SEEN]
 
 
 def killed(story: Story) -> list[dict[str, Any]]:
@@ -120,7 +120,10 @@ def killed(story: Story) -> list[dict[str, Any]]:
     assert begin_over_end < SEGMENT_BYTES < over_end == SEGMENT_BYTES + 20_032
     return [
         judged(story, "same", "holes", story.end_lsn, holes=holes),
+        judged(story, "container", "holes", story.end_lsn, holes=holes),
         judged(story, "other", "torn", end, dropped_bytes=story.end_lsn - end),
+        judged(story, "unclear", "unclear", bad=holes[0]),
+        judged(story, "copied", "copy", bad=holes[0]),
     ]
 
 
@@ -149,7 +152,7 @@ def trimmed(story: Story) -> list[dict[str, Any]]:
         pad = at + (32 + len(story.told[at][-1]) + 31) // 32 * 32
         story.fillers = [(PAD, pad, 3 * SEGMENT_BYTES, 0)]
         writer.append(b"after the trim", durable=True)
-    return [judged(story, boot, "clean", story.end_lsn) for boot in ("same", "other")]
+    return [judged(story, seen, "clean", story.end_lsn) for seen in SEEN]
 
 
 def cursor(story: Story) -> list[dict[str, Any]]:
@@ -161,8 +164,8 @@ def cursor(story: Story) -> list[dict[str, Any]]:
         kill_all(story, writer)
     assert story.cursors["etl"] == [lsns[n] for n in (4, 9, 13)]
     return [
-        judged(story, "same", "intact", story.end_lsn),
-        judged(story, "other", "restart", story.end_lsn),
+        judged(story, seen, "intact" if seen in ("same", "container") else "restart", story.end_lsn)
+        for seen in SEEN
     ]
 
 
@@ -171,12 +174,27 @@ def corrupt(story: Story) -> list[dict[str, Any]]:
         lsns = [writer.append(pattern(n, 50 + n), tag=n) for n in range(12)]
     payload = story.told[lsns[5]][-1]
     overwrite(story.path, lsns[5] + 32 + 20, bytes([payload[20] ^ 4]))
-    return [judged(story, boot, "corrupt", bad=(lsns[5], lsns[6])) for boot in ("same", "other")]
+    return [judged(story, seen, "corrupt", bad=(lsns[5], lsns[6])) for seen in SEEN]
 
 
 MAKERS: dict[str, Callable[[Story], list[dict[str, Any]]]] = {
     maker.__name__: maker for maker in (closed, killed, torn, trimmed, cursor, corrupt)
 }
+
+
+SEEN: dict[str, Callable[[Origin], Origin]] = {
+    "same": lambda mark: mark._replace(up_ns=mark.up_ns + 10**9),
+    "other": lambda mark: mark._replace(boot_id=OTHER_BOOT, file_system=1),
+    "container": lambda mark: mark._replace(
+        boot_id=OTHER_BOOT, kernels=False, started_ns=mark.started_ns + 999, up_ns=mark.up_ns + 10**9
+    ),
+    "unclear": lambda mark: mark._replace(
+        boot_id=OTHER_BOOT, kernels=False, started_ns=mark.started_ns + 10**9, up_ns=mark.up_ns + 10**9
+    ),
+    "copied": lambda mark: mark._replace(born_ns=mark.born_ns + 1),
+}
+"""From where a log is seen that was written somewhere: there and before a restart, after one, by a
+container on the same run of the machine, by one that cannot tell, and in another place."""
 
 
 def vouched_for(writer: Writer) -> None:
@@ -190,16 +208,16 @@ def vouched_for(writer: Writer) -> None:
 
 def judged(
     story: Story,
-    boot: str,
+    seen: str,
     case: str,
     end_lsn: int | None = None,
     holes: Sequence[tuple[int, int]] = (),
     dropped_bytes: int = 0,
     bad: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """What comes of the log on a machine of the same boot id as wrote it, or of another."""
-    boot_id = machine_boot_id() if boot == "same" else OTHER_BOOT
-    body: dict[str, Any] = {"boot": boot, "boot_id": boot_id.hex(), "case": case}
+    """What comes of the log seen from somewhere: SEEN."""
+    here = SEEN[seen](PyLog(story.path).newest_mark().origin)
+    body: dict[str, Any] = {"seen": seen, "here": plain_origin(here), "case": case}
     if bad is not None:
         return {**body, "bad_lsn": bad[0], "bad_bytes": bad[1] - bad[0]}
     epoch = 2 if case in ("torn", "restart") else 1
@@ -241,7 +259,11 @@ def plain_frames(frames: Iterable[Frame]) -> tuple[list[dict[str, Any]], list[di
 
 
 def plain_mark(mark: Mark | None) -> dict[str, Any] | None:
-    return None if mark is None else {**mark._asdict(), "boot_id": mark.boot_id.hex()}
+    return None if mark is None else {**mark._asdict(), "origin": plain_origin(mark.origin)}
+
+
+def plain_origin(origin: Origin) -> dict[str, Any]:
+    return {**origin._asdict(), "boot_id": origin.boot_id.hex()}
 
 
 def plain_segments(log: PyLog) -> list[dict[str, Any]]:
@@ -271,7 +293,7 @@ def describe(story: Story, verdicts: list[dict[str, Any]], version: int, since_n
     times = [since_ns, *(frame.time_ns for frame in data), time.time_ns()]
     assert times == sorted(times), "the clock jumped back: make it again"
     newest = log.newest_mark()
-    assert newest.boot_id == machine_boot_id() and newest.trimmed_lsn == story.trimmed_lsn
+    assert newest.origin.boot_id == machine_boot_id() and newest.trimmed_lsn == story.trimmed_lsn
     cursors = {}
     for name, places in story.cursors.items():
         copies = [copy._asdict() if copy else None for copy in log.cursor(name)]

@@ -32,18 +32,19 @@ from make import (
     plain_segments,
     readable,
 )
-from support.pyreader import FILL, BadFrame, PyLog
+from support.pyreader import FILL, BadFrame, Origin, PyLog, happened
 
 import shmlog
 from shmlog.disk.directory import load
 from shmlog.disk.recovery import inspect, recover
 from shmlog.format.layout import FORMAT_VERSION
-from shmlog.system import files
+from shmlog.system import files, machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 VERSIONS = sorted(path.name for path in HERE.glob("v[0-9]*"))
-GOLDEN = sorted(path.parent.relative_to(HERE).as_posix() for path in HERE.glob("v*/*/expected.json"))
+EVERY = sorted(path.parent.relative_to(HERE).as_posix() for path in HERE.glob("v*/*/expected.json"))
+GOLDEN = [each for each in EVERY if not each.startswith("v1/")]  # never released
 ALL = [*GOLDEN, *(f"new/{name}" for name in MAKERS)]
 
 
@@ -56,8 +57,12 @@ class Golden:
 
     @property
     def verdicts(self) -> list[dict[str, Any]]:
-        verdicts: list[dict[str, Any]] = self.expected["judged"]
-        return verdicts
+        """Those by which the log goes on."""
+        return [each for each in self.expected["judged"] if "end_lsn" in each]
+
+    @property
+    def refusals(self) -> list[dict[str, Any]]:
+        return [each for each in self.expected["judged"] if "bad_lsn" in each]
 
     def copy(self, to: Path) -> Path:
         """The log where it may be changed, with the rights that it was made with."""
@@ -99,13 +104,20 @@ whole = of(*(name for name in MAKERS if name != "corrupt"))
 
 
 def judge(path: Path, verdict: dict[str, Any]) -> shmlog.Recovery:
-    """What recovery finds, on the machine and in the place that the verdict is about."""
-    return inspect(load(str(path)), bytes.fromhex(verdict["boot_id"]))
+    """What recovery finds, seen from where the verdict is about."""
+    with pytest.MonkeyPatch.context() as patch:
+        see_from(verdict, patch)
+        return inspect(load(str(path)), files.boot_id(), whole=True)
 
 
-def on_machine_of(verdict: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this the machine that the verdict is about, for this process."""
-    monkeypatch.setattr(files, "boot_id", lambda: bytes.fromhex(verdict["boot_id"]))
+def see_from(verdict: dict[str, Any], patch: pytest.MonkeyPatch) -> Origin:
+    """Make this the machine and the place that the verdict is about, for this process."""
+    here = Origin(**{**verdict["here"], "boot_id": bytes.fromhex(verdict["here"]["boot_id"])})
+    patch.setattr(files, "boot_id", lambda: here.boot_id)
+    patch.setattr(machine, "has_kernels_boot_id", lambda: here.kernels)
+    patch.setattr(machine, "clocks", lambda: (here.started_ns, here.up_ns))
+    patch.setattr(machine, "place", lambda _: (here.file_system, here.inode, here.born_ns))
+    return here
 
 
 def as_expected(records: Iterable[shmlog.Record]) -> list[dict[str, Any]]:
@@ -164,8 +176,8 @@ def test_recovery_judges_a_golden_log_as_when_it_was_made_and_touches_nothing(
     for verdict in golden.verdicts:
         found = judge(path, verdict)
         assert {
-            "boot": verdict["boot"],
-            "boot_id": verdict["boot_id"],
+            "seen": verdict["seen"],
+            "here": verdict["here"],
             "case": found.case.value,
             "end_lsn": found.end_lsn,
             "epoch": found.epoch,
@@ -184,7 +196,7 @@ def test_a_dead_golden_log_reads_and_verifies_as_what_recovery_would_keep(
     path = golden.copy(tmp_path / "log")
     before = snapshot(path)
     for verdict in golden.verdicts:
-        on_machine_of(verdict, monkeypatch)
+        see_from(verdict, monkeypatch)
         expected = golden.records(verdict)
         with shmlog.open_readonly(path) as log:
             assert as_expected(log.read()) == without_flags(expected)
@@ -199,8 +211,10 @@ def test_a_dead_golden_log_reads_and_verifies_as_what_recovery_would_keep(
 @whole
 def test_a_golden_log_is_recovered_opened_read_whole_and_goes_on(golden: Golden, tmp_path: Path) -> None:
     for verdict in golden.verdicts:
-        path = golden.copy(tmp_path / verdict["boot"])
-        recover(load(str(path)), bytes.fromhex(verdict["boot_id"]))
+        path = golden.copy(tmp_path / verdict["seen"])
+        with pytest.MonkeyPatch.context() as patch:
+            see_from(verdict, patch)
+            recover(load(str(path)), files.boot_id())
         with shmlog.open(path) as log:
             check_open(log, golden, verdict)
             assert log.append(b"goes on", durable=True) == verdict["end_lsn"]
@@ -256,7 +270,9 @@ def test_the_second_reader_finds_what_was_written_then(golden: Golden) -> None:
     ]
     assert plain_segments(log) == expected["segments"]
     assert plain_mark(log.newest_mark()) == expected["newest_mark"]
-    frames = [frame for begin, end in readable(log, golden.verdicts[0]) for frame in log.frames(begin, end)]
+    frames = [
+        frame for begin, end in readable(log, expected["judged"][0]) for frame in log.frames(begin, end)
+    ]
     assert plain_frames(frames) == (expected["records"], expected["fillers"])
 
 
@@ -264,9 +280,9 @@ def test_the_second_reader_finds_what_was_written_then(golden: Golden) -> None:
 def test_the_second_reader_judges_as_recovery_does(golden: Golden) -> None:
     log = PyLog(golden.place / "log")
     for verdict in golden.verdicts:
-        same_boot = log.newest_mark().boot_id.hex() == verdict["boot_id"]
-        assert same_boot == (verdict["boot"] == "same")
-        kept = log.kept(same_boot)
+        with pytest.MonkeyPatch.context() as patch:
+            here = see_from(verdict, patch)
+        kept = log.kept(happened(log.newest_mark().origin, here))
         assert (kept.end_lsn, kept.dropped_bytes) == (verdict["end_lsn"], verdict["dropped_bytes"])
         assert [list(hole) for hole in kept.holes] == verdict["holes"]
 
@@ -309,9 +325,10 @@ def test_a_flipped_bit_below_the_mark_is_named_by_everything_and_nothing_is_touc
 ) -> None:
     path = golden.copy(tmp_path / "log")
     before = snapshot(path)
-    for verdict in golden.verdicts:
+    assert golden.refusals == golden.expected["judged"]
+    for verdict in golden.refusals:
         assert verdict["case"] == "corrupt"
-        on_machine_of(verdict, monkeypatch)
+        see_from(verdict, monkeypatch)
         for use in (lambda _: judge(path, verdict), shmlog.open, shmlog.open_readonly):  # noqa: B023
             with pytest.raises(shmlog.CorruptionError) as raised:
                 use(path)
@@ -322,11 +339,42 @@ def test_a_flipped_bit_below_the_mark_is_named_by_everything_and_nothing_is_touc
     assert snapshot(path) == before
 
 
+@of("killed")
+def test_a_hole_is_refused_in_a_copy_and_where_a_restart_is_unclear(
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, second = golden.copy(tmp_path / "log"), PyLog(golden.place / "log")
+    before = snapshot(path)
+    assert [verdict["case"] for verdict in golden.refusals] == ["unclear", "copy"]
+    for verdict in golden.refusals:
+        here = see_from(verdict, monkeypatch)
+        expected = shmlog.CorruptionError if verdict["case"] == "copy" else shmlog.RestartUnclearError
+        for use in (shmlog.open, shmlog.open_readonly, shmlog.recover):
+            with pytest.raises(expected) as raised:
+                use(path)
+            assert raised.value.lsn == verdict["bad_lsn"]
+            assert raised.value.path == str(path / "segments" / f"{0:020d}.seg")
+        with pytest.raises(BadFrame, match=f"at {verdict['bad_lsn']}"):
+            second.kept(happened(second.newest_mark().origin, here))
+    assert snapshot(path) == before
+
+
+def test_a_log_of_format_1_is_refused_and_both_versions_are_named(tmp_path: Path) -> None:
+    path = Golden(HERE / "v1" / "cursor", {}).copy(tmp_path / "log")
+    for use in (shmlog.open, shmlog.open_readonly, shmlog.recover, shmlog.verify):
+        with pytest.raises(shmlog.FormatError, match="format version 1; this is version 2"):
+            use(path)
+    identity = path / "shmlog.json"  # a segment says it too
+    identity.write_text(identity.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(shmlog.FormatError, match=r"\.seg has format version 1; this is version 2"):
+        shmlog.open(path)
+
+
 @of("corrupt")
 def test_the_second_reader_stops_at_a_flipped_bit(golden: Golden) -> None:
-    log, bad = PyLog(golden.place / "log"), golden.verdicts[0]["bad_lsn"]
+    log, bad = PyLog(golden.place / "log"), golden.refusals[0]["bad_lsn"]
     with pytest.raises(BadFrame, match=f"{bad}.*vouches"):
-        log.kept(same_boot=True)
+        log.kept("same boot")
     found = []
     with pytest.raises(BadFrame, match=f"at {bad}: the checksum"):
         for frame in log.frames(0, log.newest_mark().durable_lsn):

@@ -323,7 +323,7 @@ def test_a_path_with_no_log_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 2, "version 2"),
+        ("version", 1, "version 1; this is version 2"),
         ("version", None, "version None"),
         ("format", "other", "does not describe"),
         ("segment_bytes", 12345, "damaged"),

@@ -25,7 +25,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.format.layout import FRAME_HEADER_BYTES, KIND_FILL
+from shmlog.format.layout import FRAME_HEADER_BYTES, KIND_FILL, SEGMENT_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -47,7 +47,7 @@ def _kind_at(path: Path, lsn: int) -> int:
     """The kind byte of the frame at lsn, as the file has it."""
     first = lsn - lsn % SEGMENT_BYTES
     data = (path / "segments" / f"{first:020d}.seg").read_bytes()
-    return data[4096 + lsn - first + FRAME_HEADER_BYTES - 2]
+    return data[SEGMENT_HEADER_BYTES + lsn - first + FRAME_HEADER_BYTES - 2]
 
 
 @pytest.mark.parametrize("nbytes", [0, 100, 5000, 30_000])

@@ -20,6 +20,7 @@ from support.processes import (
 )
 
 import shmlog
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -265,7 +266,7 @@ def test_a_flipped_bit_is_found_by_a_reader_unless_it_does_not_look(log_path: Pa
         lsns = [log.append(bytes(100)) for _ in range(10)]
         log.wait_durable()
         with (log_path / "segments" / f"{0:020d}.seg").open("r+b") as file:
-            file.seek(4096 + lsns[4] + 32 + 50)
+            file.seek(SEGMENT_HEADER_BYTES + lsns[4] + 32 + 50)
             file.write(b"\x01")
         seen = []
         with pytest.raises(shmlog.CorruptionError, match=rf"LSN {lsns[4]}: the checksum"):

@@ -9,8 +9,9 @@ package writes must read the same here, and every checksum is checked.
     log.newest_mark()            Mark
     log.frames(begin, end)       every frame; BadFrame at the first that is not valid
     log.records(begin, end)      DATA frames only
-    log.kept(same_boot)          what recovery has to keep of a log that nobody uses
+    log.kept(happened)           what recovery has to keep of a log that nobody uses
     log.cursor(name)             a cursor's two copies; the valid one that is newest counts
+    happened(then, now)          what happened between two origins: one of SINCE
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ from crc32c import crc32c
 DATA, PAD, FILL = 1, 2, 3
 GOES_ON = 1
 GRANULE = 32
-HEADER_PAGE = 4096
+SINCE = SAME_BOOT, RESTARTED, UNCLEAR, COPIED = "same boot", "restarted", "unclear", "another place"
+VERSION = 2
+SECTOR = 4096
+HEADER_AREA = 2 * SECTOR
+HEADERS = 0, SECTOR
+MARKS = 512, SECTOR + 512
+TOLERANCE_NS = 10_000_000
 FRAME = struct.Struct("<IIQqIHBB")
 SEGMENT = struct.Struct("<8sII16sQQQqI")
-MARK = struct.Struct("<4sIQQQQ16sI")
+MARK = struct.Struct("<4sIQQQQ16sQQQQQI")
 CURSOR = struct.Struct("<4sIQQI")
 CURSOR_BYTES = 1024
 
@@ -45,13 +52,23 @@ class SegmentHeader(NamedTuple):
     created_ns: int
 
 
+class Origin(NamedTuple):
+    boot_id: bytes
+    kernels: bool
+    started_ns: int
+    up_ns: int
+    file_system: int
+    inode: int
+    born_ns: int
+
+
 class Mark(NamedTuple):
     epoch: int
     durable_lsn: int
     sequence: int
     trimmed_lsn: int
     clean: bool
-    boot_id: bytes
+    origin: Origin
 
 
 class Frame(NamedTuple):
@@ -78,6 +95,25 @@ class Cursor(NamedTuple):
     lsn: int
 
 
+def happened(then: Origin, now: Origin) -> str:
+    """What happened since a mark of the first origin was written, for one who reads it now."""
+    same_id, up = then.boot_id == now.boot_id, then.up_ns > 0 and now.up_ns > 0
+    started = up and then.started_ns > 0 and now.started_ns > 0
+    if then.kernels and now.kernels:
+        found = SAME_BOOT if same_id else RESTARTED
+    elif up and now.up_ns < then.up_ns:
+        found = RESTARTED
+    elif started and abs(now.started_ns - then.started_ns) <= TOLERANCE_NS:
+        found = SAME_BOOT
+    elif started or not same_id:
+        found = UNCLEAR
+    else:
+        found = SAME_BOOT
+    if then.inode == 0 or (then.inode, then.born_ns) != (now.inode, now.born_ns):
+        return COPIED
+    return COPIED if found != RESTARTED and then.file_system != now.file_system else found
+
+
 class PyLog:
     """One log's files."""
 
@@ -86,7 +122,7 @@ class PyLog:
         with open(os.path.join(self.path, "shmlog.json"), "rb") as file:
             identity = json.load(file)
         assert identity["format"] == "shmlog", identity
-        assert identity["version"] == 1, identity
+        assert identity["version"] == VERSION, identity
         self.log_id = bytes.fromhex(identity["log_id"].replace("-", ""))
         self.segment_bytes: int = identity["segment_bytes"]
         self.window_bytes: int = identity["window_bytes"]
@@ -102,26 +138,32 @@ class PyLog:
             if not name.endswith(".seg"):
                 continue
             first = int(name[:-4])
-            page = self._read(first, 0, HEADER_PAGE)
-            magic, version, header_bytes, log_id, lsn, size, epoch, created, checksum = SEGMENT.unpack_from(
-                page
-            )
-            assert (magic, version, header_bytes) == (b"SHMLOGSG", 1, HEADER_PAGE), name
+            area = self._read(first, 0, HEADER_AREA)
+            copies = [area[at : at + SEGMENT.size] for at in HEADERS]
+            whole = [copy for copy in copies if crc32c(copy[:-4]) == int.from_bytes(copy[-4:], "little")]
+            assert whole, f"{name}: neither copy of the header is whole"
+            magic, version, header_bytes, log_id, lsn, size, epoch, created, _ = SEGMENT.unpack(whole[0])
+            assert (magic, version, header_bytes) == (b"SHMLOGSG", VERSION, HEADER_AREA), name
             assert (log_id, lsn, size) == (self.log_id, first, self.segment_bytes), name
-            assert crc32c(page[: SEGMENT.size - 4]) == checksum, name
             found[first] = SegmentHeader(lsn, size, epoch, created)
         return found
 
     def marks(self, first: int) -> list[Mark | None]:
-        """Both copies of a segment's mark; None for one that is not whole."""
-        page = self._read(first, 0, HEADER_PAGE)
+        """Both copies of a segment's mark; None for one that is not whole, or does not count."""
+        area = self._read(first, 0, HEADER_AREA)
         found: list[Mark | None] = []
-        for parity, at in enumerate((512, 1024)):
-            magic, flags, sequence, durable, trimmed, epoch, boot, checksum = MARK.unpack_from(page, at)
-            whole = crc32c(page[at : at + MARK.size - 4], crc32c(self.log_id)) == checksum
-            valid = magic == b"MARK" and whole
-            assert not valid or sequence % 2 == parity, f"mark {sequence} of segment {first} is at {at}"
-            found.append(Mark(epoch, durable, sequence, trimmed, bool(flags & 1), boot) if valid else None)
+        for parity, at in enumerate(MARKS):
+            magic, flags, sequence, durable, trimmed, epoch, boot, *rest, checksum = MARK.unpack_from(
+                area, at
+            )
+            whole = crc32c(area[at : at + MARK.size - 4], crc32c(self.log_id)) == checksum
+            within = trimmed % self.segment_bytes != 0  # only whole segments are trimmed
+            if magic != b"MARK" or not whole or within or trimmed > durable:
+                found.append(None)
+                continue
+            assert sequence % 2 == parity, f"mark {sequence} of segment {first} is at {at}"
+            origin = Origin(boot, bool(flags & 2), *rest)
+            found.append(Mark(epoch, durable, sequence, trimmed, bool(flags & 1), origin))
         return found
 
     def newest_mark(self) -> Mark:
@@ -133,7 +175,7 @@ class PyLog:
         while lsn < end:
             first = lsn - lsn % self.segment_bytes
             bound = min(end, first + self.segment_bytes)
-            image = self._read(first, HEADER_PAGE + lsn - first, bound - lsn)
+            image = self._read(first, HEADER_AREA + lsn - first, bound - lsn)
             base = lsn
             while lsn < bound:
                 frame = self._frame(image, lsn - base, lsn)
@@ -143,10 +185,11 @@ class PyLog:
     def records(self, begin: int, end: int) -> Iterator[Frame]:
         return (frame for frame in self.frames(begin, end) if frame.kind == DATA)
 
-    def kept(self, same_boot: bool) -> Kept:
+    def kept(self, happened: str) -> Kept:
         """Looks for the first frame that is not valid, from the beginning of the segment that
         the newest mark is about.  BadFrame if that is below the mark.  What is valid above it
-        is kept too if the machine has not restarted since: the hole is a dead writer's."""
+        is kept too if the machine has not restarted since: the hole is a dead writer's.
+        BadFrame if there is any and the log is a copy, or nobody knows about the machine."""
         vouched, segments = self.newest_mark().durable_lsn, self.segments()
         begin = max(0, vouched - 1)
         begin -= begin % self.segment_bytes
@@ -157,7 +200,7 @@ class PyLog:
         if end < vouched:
             raise BadFrame(f"at {bad}, and the newest mark vouches for all below {vouched}")
         holes = []
-        if same_boot:
+        if happened != RESTARTED:
             lsn = bad + GRANULE
             while lsn < stop:
                 whole, bad = self._whole(lsn, stop)
@@ -165,6 +208,8 @@ class PyLog:
                     holes.append((end, lsn))
                     end = whole
                 lsn = max(bad, lsn) + GRANULE
+        if holes and happened in (UNCLEAR, COPIED):
+            raise BadFrame(f"at {holes[0][0]}, and there are frames above: {happened}")
         return Kept(end, holes, self._last_byte(end, stop) - end)
 
     def cursor(self, name: str) -> list[Cursor | None]:
@@ -176,7 +221,7 @@ class PyLog:
         for parity, at in enumerate((0, 512)):
             magic, version, sequence, lsn, checksum = CURSOR.unpack_from(data, at)
             whole = crc32c(data[at : at + CURSOR.size - 4], self.seed) == checksum
-            valid = (magic, version) == (b"CURS", 1) and whole
+            valid = (magic, version) == (b"CURS", VERSION) and whole
             assert not valid or sequence % 2 == parity, f"copy {sequence} of cursor {name} is at {at}"
             found.append(Cursor(sequence, lsn) if valid else None)
         return found
@@ -200,7 +245,7 @@ class PyLog:
         while lsn < stop:
             first = lsn - lsn % self.segment_bytes
             bound = min(stop, first + self.segment_bytes)
-            used = len(self._read(first, HEADER_PAGE + lsn - first, bound - lsn).rstrip(b"\0"))
+            used = len(self._read(first, HEADER_AREA + lsn - first, bound - lsn).rstrip(b"\0"))
             if used:
                 last = lsn + -(-used // GRANULE) * GRANULE
             lsn = bound

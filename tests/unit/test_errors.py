@@ -21,6 +21,7 @@ EXAMPLES = [
     errors.ClosedError("closed"),
     errors.AttachError("foreign"),
     errors.RecordTooLargeError("too large"),
+    errors.RestartUnclearError("/log/segments/0.seg", 4096),
 ]
 
 

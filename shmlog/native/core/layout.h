@@ -24,7 +24,7 @@
 #define GRANULE_BYTES 32u
 #define GRANULE_SHIFT 5
 #define FRAME_HEADER_BYTES 32u
-#define SEGMENT_HEADER_BYTES 4096u
+#define SEGMENT_HEADER_BYTES 8192u
 
 /* Frame kinds. */
 enum { KIND_NONE = 0, KIND_DATA = 1, KIND_PAD = 2, KIND_FILL = 3 };

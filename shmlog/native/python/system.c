@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #ifdef __linux__
 #include <linux/falloc.h>
 #endif
@@ -86,6 +87,23 @@ static PyObject *py_punch_hole(PyObject *module, PyObject *args) {
     Py_RETURN_FALSE;
 }
 
+static PyObject *py_born_ns(PyObject *module, PyObject *args) {
+    (void)module;
+    int fd;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+#ifdef STATX_BTIME
+    struct statx found;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &found) == 0) {
+        if (found.stx_mask & STATX_BTIME)
+            return PyLong_FromUnsignedLongLong((uint64_t)found.stx_btime.tv_sec * 1000000000u +
+                                               found.stx_btime.tv_nsec);
+    } else if (errno != ENOSYS && errno != EPERM) /* EPERM: a container's filter of system calls */
+        return PyErr_SetFromErrno(PyExc_OSError);
+#endif
+    return PyLong_FromLong(0);
+}
+
 /* A NULL-terminated array of the bytes objects' contents; valid as long as they are. */
 static char **string_array(PyObject *tuple) {
     Py_ssize_t count = PyTuple_GET_SIZE(tuple);
@@ -146,6 +164,8 @@ static PyMethodDef system_functions[] = {
     {"punch_hole", py_punch_hole, METH_VARARGS,
      "punch_hole(fd, offset, bytes)\n--\n\n"
      "Give a range's blocks back, leaving zeros; False where the file system cannot."},
+    {"born_ns", py_born_ns, METH_VARARGS,
+     "born_ns(fd)\n--\n\nWhen an inode was made, ns since 1970; 0 where the file system does not tell."},
     {"spawn_detached", py_spawn_detached, METH_VARARGS,
      "spawn_detached(arguments, environment)\n--\n\n"
      "Start a program that is nobody's child, from tuples of bytes."},

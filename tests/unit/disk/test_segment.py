@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import struct
 from dataclasses import replace
@@ -16,16 +18,19 @@ from shmlog.disk import segment
 from shmlog.errors import FormatError
 from shmlog.format import marks
 from shmlog.format.geometry import Geometry
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 from shmlog.format.marks import MARK_SLOTS, SEGMENT_HEADER
+from shmlog.format.origin import Origin
 from shmlog.format.slots import CHECKSUM
 from shmlog.system import files
 
 LOG_ID = bytes(range(16))
 GEOMETRY = Geometry(64 << 10, 64 << 10)
 HEADER = marks.Header(LOG_ID, 3 << 16, 64 << 10, 7, 1_700_000_000_000_000_000)
-MARK_ = marks.Mark(epoch=7, durable_lsn=4096, sequence=5, trimmed_lsn=64, clean=True, boot_id=bytes(16))
+MARK_ = marks.Mark(epoch=7, durable_lsn=4096, sequence=5, trimmed_lsn=64, clean=True)
 U64 = st.integers(0, 2**64 - 1)
 U62 = st.integers(0, 2**62)
+ORIGINS = st.builds(Origin, st.binary(min_size=16, max_size=16), st.booleans(), *[U64] * 5)
 HEADER_BYTES = SEGMENT_HEADER.size + CHECKSUM.size
 MARK_BYTES = MARK_SLOTS.copy_bytes
 
@@ -54,16 +59,16 @@ def test_a_header_that_is_cut_short_is_refused() -> None:
 def test_a_header_of_another_version_says_which() -> None:
     body = bytearray(HEADER.encode()[: SEGMENT_HEADER.size])
     struct.pack_into("<I", body, 8, 9)
-    with pytest.raises(FormatError, match="format version 9; this is version 1"):
+    with pytest.raises(FormatError, match="format version 9; this is version 2"):
         marks.decode_header(bytes(body) + CHECKSUM.pack(crc32c(body)), "x.seg")
 
 
-@given(U62, U62, U62, U62, st.booleans(), st.binary(min_size=16, max_size=16))
+@given(U62, U62, U62, U62, st.booleans(), ORIGINS)
 def test_a_mark_decodes_to_what_was_encoded(
-    epoch: int, durable: int, sequence: int, trimmed: int, clean: bool, boot: bytes
+    epoch: int, durable: int, sequence: int, trimmed: int, clean: bool, origin: Origin
 ) -> None:
     trimmed = min(trimmed, durable) // 32 * 32
-    mark = marks.Mark(epoch, durable, sequence, trimmed, clean, boot)
+    mark = marks.Mark(epoch, durable, sequence, trimmed, clean, origin)
     assert marks.decode_mark(mark.encode(LOG_ID), LOG_ID) == mark
 
 
@@ -105,7 +110,7 @@ def test_marks_are_ordered_by_epoch_then_durable_lsn_then_sequence() -> None:
 
 
 def _page(*marks: marks.Mark) -> bytes:
-    page = bytearray(4096)
+    page = bytearray(SEGMENT_HEADER_BYTES)
     for mark in marks:
         at = MARK_SLOTS.offsets[mark.sequence % 2]
         page[at : at + MARK_BYTES] = mark.encode(LOG_ID)
@@ -125,7 +130,31 @@ def test_the_older_mark_counts_when_the_newer_is_torn() -> None:
 
 
 def test_no_mark_counts_when_both_are_torn() -> None:
-    assert marks.newest_mark(bytes(4096), LOG_ID) is None
+    assert marks.newest_mark(bytes(SEGMENT_HEADER_BYTES), LOG_ID) is None
+
+
+def test_a_mark_and_the_header_survive_the_loss_of_any_4096_bytes(path: str) -> None:
+    newer = MARK_.next(durable_lsn=8192)
+    with files.descriptor(files.open_file(path, writable=True)) as fd:
+        segment.write_mark(fd, newer, LOG_ID)
+    whole = Path(path).read_bytes()
+    kept = []
+    for at in range(0, SEGMENT_HEADER_BYTES, 4096):
+        for rubbish in (bytes(4096), os.urandom(4096), b"SHMLOGSG" + b"\xff" * 4088):
+            Path(path).write_bytes(whole[:at] + rubbish + whole[at + 4096 :])
+            assert marks.decode_header(_check(path), path) == HEADER
+        kept.append(marks.newest_mark(_check(path), LOG_ID))
+        with files.descriptor(files.open_file(path, writable=True)) as fd:
+            segment.write_header(fd, HEADER)
+        assert marks.decode_header(Path(path).read_bytes()[at:], path) == HEADER, "made whole again"
+    assert kept == ([newer, MARK_] if newer.sequence % 2 else [MARK_, newer])
+
+
+def test_a_header_of_which_both_copies_are_lost_is_refused(path: str) -> None:
+    with open(path, "r+b") as file:
+        file.write(bytes(SEGMENT_HEADER_BYTES))
+    with pytest.raises(FormatError, match="is not a segment"):
+        _check(path)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +194,26 @@ def test_a_new_segment_is_whole_and_passes_its_own_check(path: str) -> None:
     assert os.listdir(os.path.dirname(path)) == ["x.seg"]
 
 
+def test_a_new_segment_keeps_its_mark_whichever_copy_the_next_write_loses(path: str) -> None:
+    whole = Path(path).read_bytes()
+    for offset in MARK_SLOTS.offsets:
+        Path(path).write_bytes(whole[:offset] + bytes(MARK_BYTES) + whole[offset + MARK_BYTES :])
+        found = marks.newest_mark(_check(path), LOG_ID)
+        assert found is not None and replace(found, sequence=MARK_.sequence) == MARK_
+
+
+def test_the_making_of_a_segment_reads_none_of_its_frames_ahead(path: str) -> None:
+    """Pages that were read ahead come in large folios: of these a sync writes all."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), GEOMETRY.file_bytes) as mapped:
+        pages = GEOMETRY.file_bytes // mmap.PAGESIZE
+        inside, view = (ctypes.c_ubyte * pages)(), ctypes.c_char.from_buffer(mapped)
+        assert libc.mincore(ctypes.byref(view), ctypes.c_size_t(GEOMETRY.file_bytes), inside) == 0
+        del view
+    heads = SEGMENT_HEADER_BYTES // mmap.PAGESIZE
+    assert not any(page & 1 for page in inside[heads:])
+
+
 def test_a_temporary_file_left_by_a_dead_creator_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "y.seg.tmp").write_bytes(b"half")
     os.close(segment.create(str(tmp_path / "y.seg"), HEADER, MARK_, GEOMETRY, 0o600))
@@ -194,7 +243,7 @@ def test_marks_are_written_in_turn_and_touch_nothing_else(path: str) -> None:
     with files.descriptor(files.open_file(path, writable=True)) as fd:
         segment.write_mark(fd, newer, LOG_ID)
     after = bytearray(Path(path).read_bytes())
-    assert marks.newest_mark(bytes(after[:4096]), LOG_ID) == newer
+    assert marks.newest_mark(bytes(after[:SEGMENT_HEADER_BYTES]), LOG_ID) == newer
     at = MARK_SLOTS.offsets[newer.sequence % 2]
     assert after[at : at + MARK_BYTES] == newer.encode(LOG_ID)
     assert marks.decode_mark(bytes(after[MARK_SLOTS.offset(MARK_.sequence) :]), LOG_ID) == MARK_

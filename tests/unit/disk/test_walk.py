@@ -21,7 +21,7 @@ from shmlog.disk.walk import Walker
 from shmlog.errors import FormatError
 from shmlog.format import marks, sums
 from shmlog.format.geometry import Geometry, frame_bytes
-from shmlog.format.layout import Problem
+from shmlog.format.layout import SEGMENT_HEADER_BYTES, Problem
 
 FRAME = struct.Struct("<IIQqIHBB")
 SEGMENT_BYTES = 64 << 10
@@ -34,7 +34,7 @@ def make(path: Path, segment_bytes: int, frames: bytes = b"") -> Directory:
     header = marks.Header(where.identity.log_id, 0, segment_bytes, 1, 0)
     with_mark = marks.Mark(1, 0, 0)
     fd = segment.create(segment_path(where, 0), header, with_mark, where.identity.geometry, 0o600)
-    os.pwrite(fd, frames, 4096)
+    os.pwrite(fd, frames, SEGMENT_HEADER_BYTES)
     os.close(fd)
     return where
 
@@ -102,7 +102,7 @@ def test_a_walk_and_a_search_find_what_a_look_at_all_bytes_finds(
             break
         data += piece
     with open(segment_path(where, 0), "r+b") as file:
-        file.seek(4096)
+        file.seek(SEGMENT_HEADER_BYTES)
         file.write(data)
     data = data.ljust(SEGMENT_BYTES, b"\0")
 
@@ -140,7 +140,7 @@ def test_a_frame_that_is_larger_than_a_chunk_is_checked_whole(
         if damaged:
             whole[end - 64] ^= 1
         with open(segment_path(where, 0), "r+b") as file:
-            file.seek(4096)
+            file.seek(SEGMENT_HEADER_BYTES)
             file.write(whole)
         with Walker(where) as walker:
             walk = walker.walk(0, 4 << 20)
@@ -175,7 +175,7 @@ def _search_seconds(path: Path, bytes_: int, every: int) -> float:
     for lsn in range(32 * every, bytes_, 32 * every) if every else ():
         data[lsn : lsn + 32] = frame(where.identity.seed, lsn, b"")
     with open(segment_path(where, 0), "r+b") as file:
-        file.seek(4096)
+        file.seek(SEGMENT_HEADER_BYTES)
         file.write(data)
     began, at, count = time.process_time(), 0, 0
     with Walker(where) as walker:
@@ -198,6 +198,6 @@ def test_a_segment_that_is_cut_while_it_is_walked_is_a_format_error(tmp_path: Pa
     where = make(tmp_path / "log", 4 << 20)
     with Walker(where) as walker:
         walker.walk(0, 4 << 20)
-        os.truncate(segment_path(where, 0), 4096)
-        with pytest.raises(FormatError, match=r"\.seg ends at byte 4096"):
+        os.truncate(segment_path(where, 0), SEGMENT_HEADER_BYTES)
+        with pytest.raises(FormatError, match=r"\.seg ends at byte 8192"):
             walker.walk(0, 4 << 20)

@@ -47,7 +47,7 @@ def test_an_lsn_lies_in_the_segment_that_is_named_for_it(lsn: int) -> None:
     assert begin % GEOMETRY.segment_bytes == 0
     assert end - begin == GEOMETRY.segment_bytes
     assert GEOMETRY.segment_no(lsn) * GEOMETRY.segment_bytes == begin
-    assert GEOMETRY.file_offset(lsn) == 4096 + lsn - begin
+    assert GEOMETRY.file_offset(lsn) == 8192 + lsn - begin
     assert GEOMETRY.file_offset(lsn) < GEOMETRY.file_bytes
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from shmlog.disk.cursors import CURSOR_FILE_BYTES, CURSOR_SLOTS
 from shmlog.format.layout import LAYOUT, Problem
-from shmlog.format.marks import MARK_SLOTS, SEGMENT_HEADER
+from shmlog.format.marks import HEADER_OFFSETS, MARK_SLOTS, SEGMENT_HEADER
 from shmlog.format.slots import CHECKSUM
 
 FORMAT = Path(__file__).resolve().parents[3] / "docs" / "reference" / "format.md"
@@ -92,11 +92,14 @@ def test_words_that_different_parties_write_do_not_share_a_line(alone: str) -> N
     assert beside - {alone} == owners.get(alone, set())
 
 
-def test_marks_lie_in_sectors_of_their_own_behind_the_header() -> None:
-    ends = [SEGMENT_HEADER.size + CHECKSUM.size] + [at + MARK_SLOTS.copy_bytes for at in MARK_SLOTS.offsets]
-    sectors = [0, *(at // 512 for at in MARK_SLOTS.offsets)]
-    assert len(set(sectors)) == 3
-    assert [(end - 1) // 512 for end in ends] == sectors
+def test_each_4096_byte_sector_before_the_frames_holds_one_header_and_one_mark() -> None:
+    header_bytes = SEGMENT_HEADER.size + CHECKSUM.size
+    begins = sorted([*HEADER_OFFSETS, *MARK_SLOTS.offsets])
+    ends = [begins[0] + header_bytes, begins[1] + MARK_SLOTS.copy_bytes]
+    ends += [begins[2] + header_bytes, begins[3] + MARK_SLOTS.copy_bytes]
+    assert [begin // 4096 for begin in begins] == [(end - 1) // 4096 for end in ends] == [0, 0, 1, 1]
+    assert len({at // 512 for at in begins}) == 4, "nor does a header share a small sector with a mark"
+    assert LAYOUT["SEGMENT_HEADER_BYTES"] == 2 * 4096
 
 
 def test_the_copies_of_a_cursor_fit_its_file() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmlog import _native
-from shmlog.format.layout import CB, Problem
+from shmlog.format.layout import CB, SEGMENT_HEADER_BYTES, Problem
 
 SEED = 0x1234
 BASE = 1 << 20
@@ -190,8 +190,8 @@ def test_a_copy_of_a_frame_elsewhere_is_not_found() -> None:
 
 def test_an_append_over_old_bytes_zeroes_the_padding() -> None:
     fd = os.memfd_create("segment")
-    os.ftruncate(fd, 4096 + 65536)
-    mapping = _native.Mapping(fd, 4096 + 65536, True)
+    os.ftruncate(fd, SEGMENT_HEADER_BYTES + 65536)
+    mapping = _native.Mapping(fd, SEGMENT_HEADER_BYTES + 65536, True)
     os.close(fd)
     memory = memoryview(mapping)
     memory[:] = b"\xff" * len(memory)
@@ -201,7 +201,10 @@ def test_an_append_over_old_bytes_zeroes_the_padding() -> None:
     writer._attach(control, 0)
     writer._map(0, mapping)
     assert writer.append(b"x" * 33) == 0
-    assert bytes(memory[4096 + 32 : 4096 + 128]) == b"x" * 33 + bytes(31) + b"\xff" * 32
+    assert (
+        bytes(memory[SEGMENT_HEADER_BYTES + 32 : SEGMENT_HEADER_BYTES + 128])
+        == b"x" * 33 + bytes(31) + b"\xff" * 32
+    )
 
 
 @pytest.mark.parametrize("kind", [PAD, FILL])
@@ -221,7 +224,7 @@ def test_a_filler_that_cannot_be_is_refused(kind: int, size: int, writer: int) -
 
 def test_records_of_a_mapping_refuse_what_they_cannot_make(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "segment"
-    path.write_bytes(bytes(4096) + THREE + bytes(4096))
+    path.write_bytes(bytes(SEGMENT_HEADER_BYTES) + THREE + bytes(4096))
     with path.open("rb") as file:
         mapping = _native.Mapping(file.fileno(), path.stat().st_size, False)
     end = BASE + len(THREE)
