@@ -46,7 +46,9 @@ def _repair_by_time_out(patch: pytest.MonkeyPatch) -> None:
 def _published_records_dropped(patch: pytest.MonkeyPatch) -> None:
     """What a dead writer left ends the log, though the machine did not restart."""
     real = shmlog.session.attachment.recover
-    patch.setattr(shmlog.session.attachment, "recover", lambda where, boot: real(where, bytes(16)))
+    patch.setattr(
+        shmlog.session.attachment, "recover", lambda where, boot, **_: real(where, bytes(16), restarted=True)
+    )
 
 
 def _durable_before_the_sync(patch: pytest.MonkeyPatch) -> None:

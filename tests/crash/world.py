@@ -39,7 +39,7 @@ from support.processes import (
 
 import shmlog
 from shmlog.disk import directory, recovery
-from shmlog.format.layout import CB
+from shmlog.format.layout import CB, SEGMENT_HEADER_BYTES
 
 TESTS = Path(__file__).resolve().parents[1]
 PROGRESS_S = 0.25
@@ -330,7 +330,7 @@ class World:
         if self.rng.random() < 0.7:
             self.lose_sectors(durable, reserved)
         where = directory.load(str(self.path))
-        result = recovery.recover(where, self.rng.randbytes(16))
+        result = recovery.recover(where, self.rng.randbytes(16), restarted=True)
         self.count(f"case {result.case.value}")
         self.model.cut(result.end_lsn)
 
@@ -343,7 +343,7 @@ class World:
             path = self.path / "segments" / f"{first:020d}.seg"
             if self.rng.random() < share and path.exists():
                 with path.open("r+b") as file:
-                    file.seek(4096 + begin - first)
+                    file.seek(SEGMENT_HEADER_BYTES + begin - first)
                     file.write(bytes(min(begin - begin % 512 + 512, reserved) - begin))
 
     def compare(self) -> None:

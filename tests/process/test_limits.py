@@ -33,7 +33,7 @@ from shmlog._native import filler
 from shmlog.disk import directory, segment
 from shmlog.disk.segments import segment_path
 from shmlog.format.geometry import LSN_MAX
-from shmlog.format.layout import KIND_FILL
+from shmlog.format.layout import KIND_FILL, SEGMENT_HEADER_BYTES
 from shmlog.format.marks import Header, Mark
 from shmlog.system import files
 
@@ -182,9 +182,9 @@ def test_the_log_ends_where_its_lsns_do_and_its_last_record_is_read(log_path: Pa
         name.unlink()
     identity = where.identity
     header = Header(identity.log_id, first, SEGMENT_BYTES, 1, 0)
-    mark = Mark(1, first + 32, 1, first, True, files.boot_id())
+    mark = Mark(1, first + 32, 1, first, True, where.origin(files.boot_id()))
     fd = segment.create(segment_path(where, first), header, mark, identity.geometry, 0o600)
-    os.pwrite(fd, filler(KIND_FILL, first, 32, 0, 0, identity.seed), 4096)
+    os.pwrite(fd, filler(KIND_FILL, first, 32, 0, 0, identity.seed), SEGMENT_HEADER_BYTES)
     os.close(fd)
     with shmlog.open(log_path) as log:
         assert (log.trimmed_lsn, log.reserved_lsn) == (first, first + 32)

@@ -33,7 +33,7 @@ from support.processes import (
 )
 
 import shmlog
-from shmlog.format.layout import FRAME_HEADER_BYTES
+from shmlog.format.layout import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -384,7 +384,7 @@ sys.stdin.read()
     checked = 0
     for path, data in images.items():
         if path.suffix == ".seg":
-            at = 4096
+            at = SEGMENT_HEADER_BYTES
             while at < len(data) and data[at + FRAME_HEADER_BYTES - 2] == KIND_DATA:
                 size = int.from_bytes(data[at : at + 4], "little")
                 end = at + -(-(FRAME_HEADER_BYTES + size) // 32) * 32

@@ -23,7 +23,7 @@ from crash.kit import Budget, Recipe, Tally
 from support.processes import Child, Wire, block_path, lose_shared_memory
 
 import shmlog
-from shmlog.format.layout import CB, PT
+from shmlog.format.layout import CB, PT, SEGMENT_HEADER_BYTES
 from shmlog.session import sidecar
 
 WRITERS = 2
@@ -118,7 +118,7 @@ def _scribble_segment(path: Path, rng: random.Random) -> None:
         segment = rng.choice(sorted((path / "segments").iterdir()))
         fd = os.open(segment, os.O_RDWR)
         try:
-            at = rng.randrange(4096, 4096 + 65536) & ~7
+            at = rng.randrange(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + 65536) & ~7
             os.pwrite(fd, struct.pack("<Q", rng.choice([rng.getrandbits(64), *VALUES])), at)
         finally:
             os.close(fd)
