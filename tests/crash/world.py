@@ -257,7 +257,7 @@ class World:
 
     def end(self) -> None:
         how = self.rng.choice(["calm", "killed", "lost", "restart"])
-        self.count(how)
+        self.count(f"ended {how}")
         if how == "calm":
             self.calm()
         self.kill_all()

@@ -183,7 +183,7 @@ def test_what_is_no_file_of_ours_is_refused_without_waiting(log_path: Path, plac
     _end_flushers(log_path)
 
 
-@pytest.mark.parametrize("opens", [8, pytest.param(400, marks=[pytest.mark.crash, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("opens", [8, pytest.param(150, marks=[pytest.mark.crash, pytest.mark.timeout(600)])])
 def test_a_link_that_is_swapped_in_between_check_and_use_is_never_followed(
     log_path: Path, tmp_path: Path, opens: int
 ) -> None:

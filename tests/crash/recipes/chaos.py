@@ -56,7 +56,7 @@ def turn(
             shutil.copytree(scratch, kept, dirs_exist_ok=True)
             tally.violate(f"seed {budget.seed} turn {number}, kept in {kept}: {error}")
             return
-    faults = ("kills", "stops", "flushers killed", "flushers stopped", "lost", "restart")
+    faults = ("kills", "stops", "flushers killed", "flushers stopped", "ended lost", "ended restart")
     tally.survive(sum(int(tally.figures.get(name, 0)) - int(before.get(name, 0)) for name in faults))
 
 
