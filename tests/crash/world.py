@@ -363,6 +363,8 @@ class World:
 
     def remove(self) -> None:
         self.kill_all()
+        self.count("records", self.model.records)
+        self.count("forks", sum(life % (FORKS_MAX + 1) > 0 for life in self.model.lives))
         lose_shared_memory(self.path)
 
 
