@@ -290,11 +290,16 @@ class World:
         for actor in self.actors:
             if actor.role not in ("anchor", "flush"):
                 self.signal(actor.pid, signal.SIGTERM)
-        for pid in self.born():
-            self.signal(pid, signal.SIGTERM)
+
+        def forked_have_ended() -> bool:
+            pids = self.born()
+            for pid in pids:  # again: one may have been forked when the others were told
+                self.signal(pid, signal.SIGTERM)
+            return not pids
+
         users = [actor for actor in self.actors if actor.role not in ("anchor", "flush")]
         until(lambda: all(actor.ended() for actor in users), "all end when told to", 2 * ALIVE_S)
-        until(lambda: not self.born(), "the forked ones, too", 2 * ALIVE_S)
+        until(forked_have_ended, "the forked ones, too", 2 * ALIVE_S)
 
     def so_far(self, life: int) -> int:
         found = self.model.lives.get(life)
