@@ -1,4 +1,5 @@
-"""Reading a log from its beginning: by record, by batch, as arrays, to Arrow, checksums on and off.
+"""Reading a log from its beginning: by record, by batch, as arrays, to Arrow, checksums on and off;
+and taking records out of it by their LSNs.
 
 Each contender reads what the same number of `append_array` rows left, twice: once
 on the clock, only counting, and once off it to check what it got. The baseline
@@ -7,7 +8,8 @@ reads the log's segment files sequentially and does nothing with the bytes.
 
 from __future__ import annotations
 
-import contextlib
+import importlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +24,15 @@ from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, chosen, m
 from bench.kit.peer import Job, job_of
 from bench.kit.records import Digest, digest_of, expected_digest, pool
 from bench.kit.subject import fill, on_log, open_log
-from bench.kit.workers import in_child
+from bench.kit.workers import Skipped, in_child
 from bench.peers import others
 
 SIZES = (128, 4096)
 MAX_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 ARRAYS = 1000
+TAKEN = 4096
+TAKES = 101
 ARRAY_RECORDS = (256, 4096, 65536)
 COLUMNS = ("records_per_s", "mb_per_s", "ns_per_record", "us_per_batch")
 
@@ -41,6 +45,8 @@ class Way:
     containers: Callable[[Any, int], Iterator[Any]]
     count: Callable[[Any], int]
     payloads: Callable[[Any], Iterator[Any]]
+    package: str = ""
+    """that it needs"""
 
 
 def _batches(verify: bool) -> Callable[[Any, int], Iterator[Any]]:
@@ -55,6 +61,36 @@ def _arrow(log: Any, _record_bytes: int) -> Iterator[Any]:
     return (batch.to_arrow() for batch in log.read_batches(verify=False))
 
 
+def _pyarrow(log: Any, _record_bytes: int) -> Iterator[Any]:
+    import pyarrow
+
+    yield pyarrow.table(log.scan())
+
+
+def _polars(log: Any, _record_bytes: int) -> Iterator[Any]:
+    import polars
+
+    yield polars.DataFrame(log.scan())
+
+
+def _duckdb(log: Any, _record_bytes: int) -> Iterator[Any]:
+    import duckdb
+
+    yield duckdb.from_arrow(log.scan())
+
+
+def _data_of_table(table: Any) -> Iterator[Any]:
+    return (item.as_py() for item in table.column("data"))
+
+
+def _data_of_relation(relation: Any) -> Iterator[Any]:
+    return (data for (data,) in relation.project("data").fetchall())
+
+
+def _counted(relation: Any) -> int:
+    return int(relation.aggregate("count(*)").fetchall()[0][0])
+
+
 def _data_of_batch(batch: Any) -> Iterator[Any]:
     return (record.data for record in batch)
 
@@ -64,7 +100,10 @@ WAYS = (
     Way("shmlog indexed, checksum on", _batches(verify=True), len, _data_of_batch),
     Way("shmlog indexed, checksum off", _batches(verify=False), len, _data_of_batch),
     Way("shmlog as arrays, checksum off", _arrays, len, iter),
-    Way("shmlog to Arrow", _arrow, len, lambda table: (item.as_py() for item in table.column("data"))),
+    Way("shmlog to Arrow, checksum off", _arrow, len, _data_of_table, "pyarrow"),
+    Way("shmlog scan to pyarrow", _pyarrow, len, _data_of_table, "pyarrow"),
+    Way("shmlog scan to polars", _polars, len, lambda frame: iter(frame["data"]), "polars"),
+    Way("shmlog scan counted by DuckDB", _duckdb, _counted, _data_of_relation, "duckdb"),
 )
 
 
@@ -74,6 +113,8 @@ def heats(options: Options) -> Iterator[Heat]:
         goals = (
             Goal("shmlog indexed, checksum off", at_least=20e6, of="records_per_s"),
             Goal("shmlog indexed, checksum on", at_least=5e6, of="records_per_s"),
+            Goal("shmlog scan to pyarrow", at_least=20e6, of="records_per_s"),
+            Goal("shmlog scan to polars", at_least=15e6, of="records_per_s"),
         )
         yield Heat(
             title=f"read {record_bytes} B records",
@@ -88,6 +129,7 @@ def heats(options: Options) -> Iterator[Heat]:
             goals=goals if record_bytes == SIZES[0] else (),
         )
     yield as_array(options)
+    yield taking(options)
 
 
 def as_array(options: Options) -> Heat:
@@ -121,8 +163,72 @@ def _make_arrays(directory: Path, records: int) -> dict[str, float]:
         return {"us_per_array": us, "records": len(array)}
 
 
+def taking(options: Options) -> Heat:
+    """Records from anywhere by their LSNs, beside the same rows of an array in memory."""
+    job = job_of(options, SIZES[0], records_max=MAX_BYTES // SIZES[0])
+
+    def entering(take: Callable[[Any, Any, int], int]) -> Callable[[Path], Outcome]:
+        def measure(log: Path) -> Outcome:
+            in_child(fill, log, job.record_bytes, job.records_max)
+            return Outcome(in_child(_take, log, job.record_bytes, take))
+
+        return measure
+
+    def floor(_directory: Path) -> Outcome:
+        return Outcome(in_child(_take_of_array, job.record_bytes, job.records_max))
+
+    return Heat(
+        title=f"take {TAKEN} records of {SIZES[0]} B",
+        contenders=[
+            Contender("rows[index] of an array", floor, "no log, no checksum"),
+            on_log("shmlog take() as rows", entering(_take_rows)),
+            on_log("shmlog take() as a batch", entering(_take_batch)),
+        ],
+        columns=("us_per_take",),
+        compare="us_per_take",
+        parameters={"record_bytes": SIZES[0], "records": job.records_max},
+        goals=(Goal("shmlog take() as rows", at_most=500, of="us_per_take"),),
+    )
+
+
+def _take_rows(log: Any, lsns: Any, record_bytes: int) -> int:
+    return len(log.take(lsns, (np.uint8, (record_bytes,))))
+
+
+def _take_batch(log: Any, lsns: Any, _record_bytes: int) -> int:
+    return len(log.take(lsns))
+
+
+def _median_us(one: Callable[[Any], object], picks: list[Any]) -> dict[str, float]:
+    """The median time of one call, each with another pick."""
+    times = []
+    for pick in picks:
+        begin_ns = time.monotonic_ns()
+        one(pick)
+        times.append((time.monotonic_ns() - begin_ns) / 1e3)
+    return {"us_per_take": float(np.median(times))}
+
+
+def _picks(among: Any) -> list[Any]:
+    random = np.random.default_rng(7)
+    return [random.choice(among, TAKEN) for _ in range(TAKES)]
+
+
+def _take(directory: Path, record_bytes: int, take: Callable[[Any, Any, int], int]) -> dict[str, float]:
+    with open_log(directory) as log:
+        lsns = np.concatenate([batch.lsn for batch in log.read_batches()])
+        return _median_us(lambda pick: take(log, pick, record_bytes), _picks(lsns))
+
+
+def _take_of_array(record_bytes: int, records: int) -> dict[str, float]:
+    rows = np.ones((records, record_bytes), np.uint8)
+    return _median_us(lambda pick: rows[pick], _picks(np.arange(records)))
+
+
 def _reading(way: Way, job: Job) -> Callable[[Path], Outcome]:
     def measure(log: Path) -> Outcome:
+        if way.package and importlib.util.find_spec(way.package) is None:
+            raise Skipped(f"{way.package} is not installed")
         in_child(fill, log, job.record_bytes, job.records_max)
         count, containers, seconds, digest = in_child(_read, way, log, job.record_bytes)
         values = throughput(count, job.record_bytes, seconds)
@@ -133,8 +239,8 @@ def _reading(way: Way, job: Job) -> Callable[[Path], Outcome]:
 
 
 def _read(way: Way, directory: Path, record_bytes: int) -> tuple[int, int, float, Digest]:
-    with contextlib.suppress(ImportError):
-        import pyarrow  # noqa: F401 - so that no way's time includes it
+    if way.package:
+        importlib.import_module(way.package)  # so that no way's time includes it
     with open_log(directory) as log:
         count = containers = 0
         begin_ns = time.monotonic_ns()

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
-    from shmlog.handle.cursor import Cursor
+    from shmlog.handle.cursor import Cursor, CursorInfo, Lag
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
+    from shmlog.handle.watch import Watch
     from shmlog.memory.statistics import Statistics
     from shmlog.records.batch import Record, RecordBatch
+    from shmlog.records.scan import ArrowScan, Scan
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
@@ -35,17 +37,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "handle.cursor": "Cursor",
+    "handle.cursor": "Cursor CursorInfo Lag",
     "errors": (
         "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
         " RestartUnclearError ShmlogError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
+    "handle.watch": "Watch",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
     "memory.statistics": "Statistics",
     "records.batch": "Record RecordBatch",
+    "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
     "tools.verify": "VerifyReport verify",
     "_native": "Reservation",
@@ -53,11 +57,14 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "ArrowScan",
     "AttachError",
     "ClosedError",
     "CorruptionError",
     "Cursor",
+    "CursorInfo",
     "FormatError",
+    "Lag",
     "Log",
     "LogFailedError",
     "LogFullError",
@@ -69,10 +76,12 @@ __all__ = [
     "RepairReport",
     "Reservation",
     "RestartUnclearError",
+    "Scan",
     "ShmlogError",
     "Statistics",
     "TrimmedError",
     "VerifyReport",
+    "Watch",
     "open",
     "open_readonly",
     "recover",

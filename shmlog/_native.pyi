@@ -12,6 +12,9 @@ _Record = TypeVar("_Record", bound=tuple[Any, ...])
 
 Bytes = Buffer | npt.NDArray[Any] | np.generic
 
+_Tags = int | tuple[int, int, int] | bytes | None
+_Node = tuple[str, str, int, int, int, int, int]
+
 LAYOUT: dict[str, int]
 SLOW_ROOM: int
 SLOW_MAP: int
@@ -35,6 +38,23 @@ FRAME_BAD_LSN: int
 FRAME_BAD_LENGTH: int
 FRAME_BAD_CHECKSUM: int
 FRAME_OUT_OF_BOUNDS: int
+FRAME_TEXTS: tuple[str, ...]
+NODE_STRUCT: int
+NODE_LIST: int
+NODE_LSN: int
+NODE_TIME_NS: int
+NODE_TAG: int
+NODE_WRITER: int
+NODE_NBYTES: int
+NODE_DATA: int
+NODE_COPY: int
+NODE_SWAPPED: int
+NODE_BITS: int
+NODE_INSTANTS: int
+NODE_BYTES: int
+TAKE_NO_RECORD: int
+TAKE_OTHER_SIZE: int
+TAKE_NO_SEGMENT: int
 
 class _ControlWords(SimpleNamespace):
     """Where the words of the control block's header are."""
@@ -72,6 +92,7 @@ class _ControlWords(SimpleNamespace):
     WANTED_DURABLE: Final[int]
     WANTED_TRIMMED: Final[int]
     STARTING_NS: Final[int]
+    STARTS: Final[int]
     PARTICIPANT_HIGH: Final[int]
     GENERATION: Final[int]
     FLUSHER_PID: Final[int]
@@ -125,6 +146,7 @@ def records(
     verify: bool,
     most: int,
     type: type[_Record],
+    tags: _Tags = None,
     /,
 ) -> tuple[list[_Record], int, int]: ...
 def walk(
@@ -134,11 +156,42 @@ def walk(
     end_lsn: int,
     seed: int,
     verify: bool,
-    tag: int,
+    tags: _Tags,
     stop_at_gap: bool,
     columns: tuple[npt.NDArray[Any], ...] | None,
+    stop_lsn: int = ...,
     /,
 ) -> tuple[int, int, int, int]: ...
+def arrow_array(
+    columns: tuple[_Node, ...],
+    mapping: Mapping,
+    records: tuple[npt.NDArray[Any], ...],
+    places: Bytes,
+    requested_schema: object | None,
+    /,
+) -> tuple[object, object]: ...
+def arrow_stream(
+    columns: tuple[_Node, ...],
+    payload_bytes: int,
+    directory: bytes,
+    header: bytes,
+    segment_bytes: int,
+    begin_lsn: int,
+    stop_lsn: int,
+    end_lsn: int,
+    holes: bytes,
+    seed: int,
+    verify: bool,
+    tags: _Tags,
+    batch_records: int,
+    batch_bytes: int,
+    requested_schema: object | None,
+    /,
+) -> object: ...
+def take_rows(source: tuple[Any, ...], lsns: Bytes, row_bytes: int, rows: Bytes, /) -> tuple[int, int]: ...
+def take_records(
+    source: tuple[Any, ...], lsns: Bytes, columns: tuple[npt.NDArray[Any], ...], places: Bytes, /
+) -> tuple[Mapping | None, int, int]: ...
 def find_frame(buffer: Buffer, base_lsn: int, begin_lsn: int, end_lsn: int, seed: int, /) -> int | None: ...
 def filler(kind: int, lsn: int, bytes: int, time_ns: int, writer: int, seed: int, /) -> bytes: ...
 def lock_byte(fd: int, byte: int, /) -> bool: ...
@@ -149,6 +202,22 @@ def punch_hole(fd: int, offset: int, bytes: int, /) -> bool: ...
 def spawn_detached(arguments: tuple[bytes, ...], environment: tuple[bytes, ...], /) -> None: ...
 def fork_generation() -> int: ...
 def check_timeout(seconds: object, name: str = "timeout") -> float: ...
+
+WATCH_COMMITTED: int
+WATCH_DURABLE: int
+WATCH_ARMED: int
+WATCH_REACHED: int
+WATCH_RING: int
+WATCH_FOREIGN: int
+
+@final
+class Watch:
+    def __new__(cls, memory: Control | Mapping | None) -> Self: ...
+    def arm(self, kind: int, target: int, within_ns: int, /) -> int: ...
+    def look_at(self, memory: Control | Mapping | None, /) -> None: ...
+    def clear(self) -> None: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 @final
 class Mapping(Buffer):

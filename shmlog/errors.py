@@ -11,6 +11,14 @@ from __future__ import annotations
 import os
 
 
+def errno_text(number: int) -> str:
+    """What the system calls an errno; it may come from memory that anybody wrote to."""
+    try:
+        return os.strerror(number)
+    except OverflowError:
+        return f"Unknown error {number}"
+
+
 class ShmlogError(Exception):
     """Base of the log's own errors."""
 
@@ -69,7 +77,7 @@ class LogFailedError(ShmlogError):
         self.errno, self.lsn, self.what = errno, lsn, what
 
     def __str__(self) -> str:
-        why = f" ({os.strerror(self.errno)})" if self.errno else ""
+        why = f" ({errno_text(self.errno)})" if self.errno else ""
         return f"the log has failed: {self.what}{why}; nothing from LSN {self.lsn} on is known to be durable"
 
 

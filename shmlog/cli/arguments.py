@@ -6,10 +6,14 @@ This module knows words.  It may not know verbs.
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
+import time
 from functools import partial
 
 from shmlog.tools.create import parse_mode
+
+TAGS_MAX = 1 << 20
 
 
 def size(text: str) -> int:
@@ -49,6 +53,42 @@ def number(low: int, high: int, text: str) -> int:
     if not low <= number <= high:
         raise argparse.ArgumentTypeError(f"must be from {low} to {high}, not {number}")
     return number
+
+
+def tags(text: str) -> set[int]:
+    """Tags of which any is wanted: 3, 3,5 or 10-19."""
+    wanted: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        first = tag(low)
+        last = tag(high) if dash else first
+        if last - first >= TAGS_MAX:
+            raise argparse.ArgumentTypeError(f"{part} are more than {TAGS_MAX} tags")
+        wanted.update(range(first, last + 1))
+    return wanted
+
+
+def moment(text: str) -> int:
+    """A time in ns: ISO 8601 (local without an offset), or how long ago: 90s, 10m, 2h, 3d."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    try:
+        if text[-1:] in units:
+            return time.time_ns() - int(float(text[:-1]) * units[text[-1]] * 1e9)
+        return int(datetime.datetime.fromisoformat(text).timestamp() * 1e9)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; write 2026-01-31T12:00:00, or 10m for ten minutes ago"
+        ) from None
+
+
+def dtype(text: str) -> object:
+    """A NumPy dtype."""
+    from shmlog.tools.export import parse_dtype
+
+    try:
+        return parse_dtype(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 tag = partial(number, 0, 2**32 - 1)

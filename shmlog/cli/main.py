@@ -63,9 +63,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
     sub.add_argument("--follow", action="store_true", help="go on as records are committed")
 
+    sub = verb("export", records.export, "Write records to a file: .jsonl, .csv, .parquet or .mcap.")
+    sub.add_argument("target", metavar="OUT", help="a new file; its ending is the format")
+    sub.add_argument("--start", type=int, metavar="LSN", help="from this record on")
+    sub.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
+    sub.add_argument(
+        "--since", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
+    )
+    sub.add_argument("--until", type=words.moment, metavar="TIME", help="the same")
+    sub.add_argument("--tag", type=words.tags, metavar="TAGS", help="only these: 3, 3,5 or 10-19")
+    sub.add_argument("--dtype", type=words.dtype, help="what every payload is, as NumPy writes it, or JSON")
+    sub.add_argument("--force", action="store_true", help="replace a file that is there")
+
+    verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    _ask_whether_it_restarted(sub)
+    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+
+    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
+    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
+    _ask_whether_it_restarted(sub)
+    return parser
+
+
+def _ask_whether_it_restarted(sub: argparse.ArgumentParser) -> None:
+    """For whoever knows what the files and the clocks do not tell."""
     answers = sub.add_mutually_exclusive_group()
     answers.add_argument(
         "--restarted",
@@ -80,11 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="it did not: keep all, and fill the holes of dead writers",
     )
-    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
-
-    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
-    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

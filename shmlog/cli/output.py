@@ -68,6 +68,6 @@ def progress_shown(chosen: argparse.Namespace) -> Iterator[Callable[[int, int], 
             print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
 
 
-def say(chosen: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
+def say(chosen: argparse.Namespace, facts: dict[str, Any] | list[dict[str, Any]], text: str) -> None:
     line = json.dumps(facts, default=str) if chosen.json else text
     put(line.encode(errors="surrogateescape") + b"\n", flush=True)

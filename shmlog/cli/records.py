@@ -6,7 +6,6 @@ This module knows standard input and shmlog's public names.  It may not know mor
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import errno
 import json
@@ -15,10 +14,10 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shmlog.cli.arguments import check_place
-from shmlog.cli.output import put, say
+from shmlog.cli.output import progress_shown, put, say
 
 if TYPE_CHECKING:
     from shmlog.records.batch import Record
@@ -117,6 +116,8 @@ def cat(chosen: argparse.Namespace) -> int:
         chosen.refuse("argument --raw: not allowed with argument --json")
     if chosen.follow and chosen.stop is not None:
         chosen.refuse("argument --follow: not allowed with argument --stop")
+    from shmlog.tools.export import record_facts
+
     check_place(chosen.directory)
     left = chosen.count if chosen.count is not None else -1
     with shmlog.open_readonly(chosen.directory) as log:
@@ -127,24 +128,60 @@ def cat(chosen: argparse.Namespace) -> int:
             if chosen.tag is not None and record.tag != chosen.tag:
                 continue
             left -= 1
-            data = json.dumps(_record_facts(record)).encode() if chosen.json else record.data
+            data = json.dumps(record_facts(record)).encode() if chosen.json else record.data
             put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
             if left == 0:
                 break
     return 0
 
 
-def _record_facts(record: Record) -> dict[str, Any]:
-    data = bytes(record.data)
-    facts: dict[str, Any] = {
-        "lsn": record.lsn,
-        "time_ns": record.time_ns,
-        "tag": record.tag,
-        "writer": record.writer,
-        "bytes": len(data),
-    }
+def export(chosen: argparse.Namespace) -> int:
+    from shmlog.tools import export as tool
+
+    check_place(chosen.directory)
     try:
-        facts["text"] = data.decode("utf-8")
-    except UnicodeDecodeError:
-        facts["base64"] = base64.b64encode(data).decode()
-    return facts
+        tool.format_of(chosen.target)
+    except ValueError as error:
+        chosen.refuse(f"argument OUT: {error}")
+    with progress_shown(chosen) as progress:
+        report = tool.export(
+            chosen.directory,
+            chosen.target,
+            start=chosen.start,
+            stop=chosen.stop,
+            since_ns=chosen.since,
+            until_ns=chosen.until,
+            tags=chosen.tag,
+            dtype=chosen.dtype,
+            force=chosen.force,
+            progress=progress,
+        )
+    text = f"{report.target}: {report.records} records of [{report.start_lsn}, {report.stop_lsn})"
+    say(chosen, report.to_dict(), f"{text}, {report.file_bytes} bytes")
+    return 0
+
+
+def cursors(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    with shmlog.open_readonly(chosen.directory) as log:
+        found = log.cursors()
+    facts = [
+        {
+            "name": cursor.name,
+            "lsn": cursor.lsn,
+            "lag_bytes": cursor.lag.bytes,
+            "lag_records": cursor.lag.records,
+            "lag_seconds": cursor.lag.seconds,
+            "pid": cursor.pid,
+        }
+        for cursor in found
+    ]
+    lines = [
+        f"{cursor.name}  at {cursor.lsn}, {cursor.lag.records} records ({cursor.lag.bytes} bytes,"
+        f" {cursor.lag.seconds:.1f} s) behind" + (f", open in pid {cursor.pid}" if cursor.pid else "")
+        for cursor in found
+    ]
+    say(chosen, facts, "\n".join(lines) or "no cursors")
+    return 0

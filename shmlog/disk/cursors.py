@@ -21,7 +21,7 @@ from shmlog.disk.directory import Directory
 from shmlog.errors import AttachError, FormatError
 from shmlog.format.layout import FORMAT_VERSION
 from shmlog.format.slots import Slots
-from shmlog.system import files
+from shmlog.system import files, processes
 from shmlog.system.locks import LockFile
 
 CURSOR_MAGIC = b"CURS"
@@ -73,6 +73,43 @@ def look(path: str, seed: int) -> Place | None:
     return max(found)
 
 
+def remove(directory: Directory, name: str) -> None:
+    """Remove a cursor; FileNotFoundError if there is none, AttachError if it is open."""
+    os.stat(path_of(directory, name))  # a lock file is made if it is missing
+    lock = _locked(directory, name, 0o600)
+    try:
+        os.unlink(lock.path)
+    finally:
+        lock.close()
+    files.sync_directory(directory.cursors_path)
+
+
+def path_of(directory: Directory, name: str) -> str:
+    """Where the cursor's file is, or would be; errors as check_name()."""
+    return os.path.join(directory.cursors_path, check_name(name))
+
+
+def _locked(directory: Directory, name: str, mode: int) -> LockFile:
+    """The cursor's file, made if absent and locked; AttachError if it is open elsewhere."""
+    path = path_of(directory, name)
+    while True:
+        lock = LockFile(path, mode)
+        try:
+            if not lock.try_lock(0):
+                raise AttachError(f"the cursor {name!r} of {directory.path} is open elsewhere")
+            if lock.is_at(path):
+                return lock
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()  # it was removed before it was locked
+
+
+def holders(path: str) -> list[int]:
+    """The processes that have the cursor open, as far as they can be seen."""
+    return processes.lock_holders(path, 0)
+
+
 def encode(seed: int, sequence: int, lsn: int) -> tuple[int, bytes]:
     """(offset, bytes) of the copy that says so."""
     copy = CURSOR_SLOTS.encode(seed, CURSOR_MAGIC, FORMAT_VERSION, sequence, lsn)
@@ -93,15 +130,16 @@ class CursorFile:
     """One cursor's file, locked.  AttachError if it is open elsewhere."""
 
     def __init__(self, directory: Directory, name: str, mode: int, begin: Callable[[], int]) -> None:
-        self.path = os.path.join(directory.cursors_path, check_name(name))
+        self.path = path_of(directory, name)
         self._seed = directory.identity.seed
         with contextlib.suppress(FileExistsError):
             files.make_directory(directory.cursors_path, files.directory_mode(mode))
-        self._lock = LockFile(self.path, mode)
+        self._lock = _locked(directory, name, mode)
         try:
-            if not self._lock.try_lock(0):
-                raise AttachError(f"the cursor {name!r} of {directory.path} is open elsewhere")
             self._sequence, self.lsn = self._load_or_begin(begin)
+            # its names too: whoever made it may have been killed before that
+            files.sync_directory(directory.cursors_path)
+            files.sync_directory(directory.path)
         except BaseException:
             self._lock.close()
             raise
@@ -127,5 +165,4 @@ class CursorFile:
         with files.descriptor(files.open_file(self.path, writable=True)) as fd:
             files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
             os.fsync(fd)
-        files.sync_directory(os.path.dirname(self.path))
         return place

@@ -46,6 +46,13 @@ class Directory:
         clocks = (0, 0) if machine.clocks_are_shifted() else machine.clocks()
         return Origin(boot_id, machine.has_kernels_boot_id(), *clocks, *machine.place(self.lock_path))
 
+    def sync_names(self) -> None:
+        """Make durable that the log is there: whoever made it may have been killed before it did."""
+        for path in (self.segments_path, self.path):
+            files.sync_directory(path)
+        with contextlib.suppress(PermissionError):  # not every user of a log may read what it lies in
+            files.sync_directory(os.path.dirname(self.path))
+
 
 def identity_path(path: str) -> str:
     return os.path.join(path, "shmlog.json")

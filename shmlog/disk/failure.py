@@ -31,6 +31,10 @@ class Failure:
     lsn: int
     """durable_lsn at that moment"""
 
+    def __str__(self) -> str:
+        why = os.strerror(self.errno) if self.errno else "the note does not tell why"
+        return f"{why}; nothing from LSN {self.lsn} on was known to be durable"
+
 
 def _path(directory: Directory) -> str:
     return os.path.join(directory.path, "FAILED")

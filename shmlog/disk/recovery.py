@@ -33,17 +33,15 @@ from shmlog.disk import cursors, failure, segment
 from shmlog.disk.cases import Above, Case, judge
 from shmlog.disk.directory import Directory
 from shmlog.disk.failure import Failure
+from shmlog.disk.rewriting import write_anew
 from shmlog.disk.segments import find_marks, list_segments, segment_path
 from shmlog.disk.walk import Walker
 from shmlog.errors import CorruptionError, FormatError, RestartUnclearError
-from shmlog.format.geometry import PAGE_BYTES
 from shmlog.format.layout import GRANULE_BYTES, KIND_FILL, SEGMENT_HEADER_BYTES
 from shmlog.format.marks import Mark, decode_header
 from shmlog.format.origin import Origin, Since, since
 from shmlog.system import files
 
-REWRITE_BYTES = 8 << 20
-"""At once: it is read, written, synced and asked for before the next."""
 WAS_COPIED = (
     "this directory is a copy of the log; if it was made while the log was written to, restore one that was"
     " made while nobody wrote, or of all files at one instant"
@@ -162,6 +160,7 @@ def recover(directory: Directory, boot_id: bytes, *, restarted: bool | None = No
     set-up byte and knows that nobody is alive.  OSError: the disk does not take what is in
     memory, and nothing more is vouched for."""
     found = inspect(directory, boot_id, restarted=restarted, whole=True)
+    directory.sync_names()
     _make_durable(directory, found, directory.origin(boot_id))
     if found.failure is not None:
         failure.forget(directory)
@@ -196,12 +195,15 @@ def _make_durable(directory: Directory, found: Recovery, here: Origin) -> None:
                         )
                         files.write_all(fd, header, geometry.file_offset(lsn))
             segment.write_header(fd, decode_header(os.pread(fd, SEGMENT_HEADER_BYTES, 0), path))
-            _rewrite(fd, 0, SEGMENT_HEADER_BYTES)
-            _rewrite(fd, SEGMENT_HEADER_BYTES + low - first, SEGMENT_HEADER_BYTES + high - first)
+            write_anew(fd, 0, SEGMENT_HEADER_BYTES, alone=True)
+            write_anew(
+                fd, SEGMENT_HEADER_BYTES + low - first, SEGMENT_HEADER_BYTES + high - first, alone=True
+            )
             if first == last:
                 files.zero(fd, SEGMENT_HEADER_BYTES + end - first, geometry.file_bytes)
             os.fsync(fd)
     files.sync_directory(directory.segments_path)
+    _check_again(directory, found)
     path = segment_path(directory, last)
     mark = found.mark.next(
         epoch=found.epoch, durable_lsn=end, trimmed_lsn=found.trimmed_lsn, clean=False, origin=here
@@ -214,24 +216,12 @@ def _make_durable(directory: Directory, found: Recovery, here: Origin) -> None:
             os.unlink(segment_path(directory, first))
 
 
-def _rewrite(fd: int, low: int, high: int) -> None:
-    """Store [low, high) of a file over itself and sync it, so that it is written whatever
-    the kernel believes of it.
-
-    That it says so is not enough where a write failed before: ext4 then takes a
-    preallocated extent for one that was written, and it reads as zeros once it has left
-    memory.  So it is asked, while the bytes are at hand."""
-    for begin in range(low // PAGE_BYTES * PAGE_BYTES, high, REWRITE_BYTES):
-        data = os.pread(fd, min(REWRITE_BYTES, -(-high // PAGE_BYTES) * PAGE_BYTES - begin), begin)
-        end = begin + len(data)
-        files.write_all(fd, data, begin)
-        os.fsync(fd)
-        if not files.never_written(fd, begin, end):
-            continue
-        for at in range(begin, end, PAGE_BYTES):  # no other page: what is on disk stays there
-            if files.never_written(fd, at, at + PAGE_BYTES):
-                _native.punch_hole(fd, at, PAGE_BYTES)
-                files.write_all(fd, data[at - begin : at - begin + PAGE_BYTES], at)
-        os.fsync(fd)
-        if files.never_written(fd, begin, end):
-            raise OSError(errno.EIO, f"bytes {begin} to {end} of a segment cannot be written")
+def _check_again(directory: Directory, found: Recovery) -> None:
+    """OSError unless what is about to be vouched for is what was found valid: pages that the
+    kernel took for clean may have been dropped since (Z1)."""
+    begin = max(found.vouched_lsn, found.trimmed_lsn)
+    with Walker(directory) as walker:
+        walk = walker.walk(begin, found.end_lsn)
+    if walk.end_lsn < found.end_lsn:
+        path = segment_path(directory, walk.bad_lsn)
+        raise OSError(errno.EIO, f"LSN {walk.bad_lsn} was lost from memory: {walk.problem.text}", path)

@@ -46,6 +46,8 @@ from shmlog.memory.participants import Participants
 
 LOOPS_END_S = 60.0
 """How often a flusher that ends says that a loop of it still has not ended."""
+BRIEF_S = 10.0
+"""A flusher that breaks within so long counts as one that did not come to serve."""
 
 log = logging.getLogger("shmlog.flusher")
 
@@ -95,6 +97,8 @@ class Flusher:
         the caller may finish() under the set-up byte, having looked again."""
         self._ending.clear()
         self._take_over()
+        starts, served_at = self._native.load(CB.STARTS), time.monotonic()
+        self._serves(0, 0)
         loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop)
         threads = [threading.Thread(target=self._guarded, args=(loop,), daemon=True) for loop in loops]
         try:
@@ -109,8 +113,16 @@ class Flusher:
                 if thread.ident is not None:  # it was started
                     self._outlive(thread)
         if self._broken is not None:
+            brief = time.monotonic() - served_at < BRIEF_S
+            self._serves(time.monotonic_ns(), starts + 1 if brief else 1)
             raise self._broken
         return not self._participants.anybody()
+
+    def _serves(self, starting_ns: int, starts: int) -> None:
+        """Say to those who start flushers how long to wait with the next: not at all should this
+        one die, once it serves; and longer each time if it breaks by itself."""
+        self._native.store(CB.STARTING_NS, starting_ns)
+        self._native.store(CB.STARTS, starts)
 
     def stop(self) -> None:
         """End run() soon; callable from a signal handler."""

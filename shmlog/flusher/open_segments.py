@@ -23,7 +23,9 @@ from shmlog import _native
 from shmlog.disk import failure, segment
 from shmlog.disk.directory import Directory
 from shmlog.disk.failure import Failure
+from shmlog.disk.rewriting import write_anew
 from shmlog.disk.segments import list_segments, newest_mark, segment_path
+from shmlog.disk.walk import Walker
 from shmlog.format.geometry import PAGE_BYTES
 from shmlog.format.layout import SEGMENT_HEADER_BYTES
 from shmlog.format.marks import Header, Mark
@@ -118,7 +120,13 @@ class OpenSegments:
         return self.get(lsn).memory
 
     def exists(self, lsn: int) -> bool:
-        return os.path.lexists(segment_path(self._directory, lsn))
+        """Whether the segment that holds lsn has its file.  OSError if that cannot be told: taken
+        for a no, it would be made anew over its records, or a trim go unmarked."""
+        try:
+            os.lstat(segment_path(self._directory, lsn))
+        except FileNotFoundError:
+            return False
+        return True
 
     def opened(self, lsn: int) -> OpenSegment | None:
         """The segment that holds lsn if it is open."""
@@ -133,13 +141,16 @@ class OpenSegments:
         return self._directory.origin(boot_id)
 
     def rewrite(self, begin: int, end: int) -> None:
-        """Make every page of [begin, end) dirty, the headers' too: the next sync writes
-        them whatever the kernel believes of them."""
-        for first, stop in self._geometry.segment_ranges(begin, end):
-            mapping = self.get(first).mapping
-            at = self._geometry.file_offset(first) // PAGE_BYTES * PAGE_BYTES
-            mapping.touch(at, self._geometry.file_offset(first) + stop - first - at)
-            mapping.touch(0, SEGMENT_HEADER_BYTES)
+        """Put the frames of [begin, end), whole ones, on the disk whatever the kernel believes
+        of them; OSError unless they are there then, and valid."""
+        for low, high in self._geometry.segment_ranges(begin, end):
+            fd, at = self.get(low).sync_fd, self._geometry.file_offset(low)
+            write_anew(fd, 0, SEGMENT_HEADER_BYTES, alone=False)
+            write_anew(fd, at, at + high - low, alone=False)
+        with Walker(self._directory) as walker:
+            walk = walker.walk(begin, end)
+        if walk.end_lsn < end:
+            raise OSError(errno.EIO, f"LSN {walk.bad_lsn} was lost from memory: {walk.problem.text}")
 
     def sync_names(self) -> None:
         """Make the files' names durable: a dead flusher may have given one and no more."""

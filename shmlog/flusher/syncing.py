@@ -10,10 +10,11 @@ Invariants
   S3  The kernel may have told a dead flusher of a page that it could not write, and
       called the page clean: whichever of its threads synced, with an intent or not. So
       what was prepared when this flusher took over (the zeros above the tail were synced
-      too) is made dirty once more before it is synced, as soon as it is committed: nobody
-      stores to it any more then. Of a page that was preallocated and never written before,
-      that is not enough on ext4 (it thinks the extent was converted when the write
-      failed), so it is asked.
+      too) is written anew, read back from the disk, and its frames checked, as soon as it
+      is committed: nobody stores to it any more then (disk/rewriting says why no less
+      will do).  What does not hold is a failure: it is gone from memory.
+  S4  No mark is written from watermarks that are out of order: two such marks go over both
+      copies, and the files alone are no log any more.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -34,7 +35,7 @@ from shmlog.format.layout import CB, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE
 from shmlog.format.marks import MARK_SLOTS, Mark
 from shmlog.format.origin import Origin
 from shmlog.memory.control import ControlBlock
-from shmlog.system import files, machine
+from shmlog.system import machine
 
 SPIN_NS = 50_000
 """After a sync that somebody waited for: how long to watch for the next such wait."""
@@ -121,6 +122,8 @@ class Syncer:
                     self.sync_mark(clean=False)
                     continue
             self._sleep(timeout_s, wanted, committed, durable)
+        if control.failed and not control.lost:  # by whomever: the others cannot leave a note
+            self._note(control.load(CB.FAILED_ERRNO), control.load(CB.FAILED_LSN))
 
     def _sleep(self, timeout_s: float, wanted: int, committed: int, durable: int) -> None:
         """Sleep on the sync bell unless something changed since it was looked at (WANTED)."""
@@ -148,11 +151,12 @@ class Syncer:
     def _sync_some(self, durable: int, target: int) -> None:
         """One cycle: [durable, target)."""
         old, geometry = self.mark, self._geometry
-        trimmed = self._control.trimmed_lsn
+        trimmed, _ = self._control.bounds()  # S4
         if durable < self._suspect_lsn:
             try:
-                self._write_anew(durable, min(target, self._suspect_lsn))
+                self._segments.rewrite(durable, target)
             except OSError as problem:
+                log.error("what a dead flusher left cannot be made durable: %s", problem)
                 self.fail(problem.errno or errno.EIO)
                 return
         self.mark = Mark(old.epoch, durable, old.sequence + 1, trimmed, False, self._origin())
@@ -169,22 +173,11 @@ class Syncer:
         else:
             self._segments.close_below(durable)
 
-    def _write_anew(self, begin: int, end: int) -> None:
-        """Make [begin, end) dirty, sync it, and ask the file system whether it was written
-        (S3); OSError if it was not."""
-        geometry, segments = self._geometry, self._segments
-        segments.rewrite(begin, end)
-        for low, high in geometry.segment_ranges(begin, end):
-            fd, at = segments.get(low).sync_fd, geometry.file_offset(low)
-            os.fdatasync(fd)
-            if files.never_written(fd, at, at + high - low):
-                raise OSError(errno.EIO, "what a dead flusher could not write is still not written")
-
     def sync_mark(self, clean: bool) -> None:
         """Carry the last mark to disk: then the disk itself vouches for all of it."""
-        durable = self._control.durable_lsn
+        durable, (trimmed, _) = self._control.durable_lsn, self._control.bounds()  # S4
         self.mark = self.mark.next(
-            durable_lsn=durable, trimmed_lsn=self._control.trimmed_lsn, clean=clean, origin=self._origin()
+            durable_lsn=durable, trimmed_lsn=trimmed, clean=clean, origin=self._origin()
         )
         last = max(0, durable - 1)
         if not self._segments.exists(last):
@@ -238,7 +231,10 @@ class Syncer:
         durable = self._control.durable_lsn
         self._control.fail(error, durable)
         log.error("a sync failed, the log takes no more appends: %s", os.strerror(error))
-        self._segments.note_failure(Failure(error, durable))
+        self._note(error, durable)
+
+    def _note(self, error: int, lsn: int) -> None:
+        self._segments.note_failure(Failure(error, lsn))
 
     @property
     def _mark_offset(self) -> int:

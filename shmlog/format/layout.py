@@ -65,15 +65,4 @@ class Problem(enum.IntEnum):
 
     @property
     def text(self) -> str:
-        return _PROBLEM_TEXTS[self]
-
-
-_PROBLEM_TEXTS: Final = {
-    Problem.VALID: "valid",
-    Problem.NEVER_WRITTEN: "never written",
-    Problem.BAD_KIND: "unknown kind or flags",
-    Problem.BAD_LSN: "the frame names another LSN",
-    Problem.BAD_LENGTH: "the length goes past the end",
-    Problem.BAD_CHECKSUM: "the checksum does not match",
-    Problem.OUT_OF_BOUNDS: "the header does not fit",
-}
+        return _native.FRAME_TEXTS[self]

@@ -11,7 +11,6 @@ This module knows why an append waits.  It may not know how a log is opened.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,17 +18,23 @@ from typing import TYPE_CHECKING
 from shmlog import _native
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import map_segment
-from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError
+from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError, errno_text
 from shmlog.format.layout import CB
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 from shmlog.memory.waiting import DURABLE, ROOM, Waiting
+from shmlog.session.flushers import trouble
 from shmlog.system.deadlines import check_timeout, poll
 from shmlog.system.processes import describe
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+MAPPING_S = 1.0
+"""An append that may not wait maps its segment all the same.  One that is still not through
+after so long never will be: an overwritten tail led to a higher segment in the same place."""
 
 
 class Appending(_native.Writer):
@@ -96,11 +101,15 @@ class Appending(_native.Writer):
         elif reason == _native.SLOW_MAP:
             trimmed, committed = self._control.bounds()  # damaged: no segment is the tail's
             self._map_segment(lsn)
-            if lsn < committed and time.monotonic() >= deadline:
+            grace_s = 0.0 if lsn < committed else MAPPING_S
+            if time.monotonic() >= deadline + grace_s:
                 raise TimeoutError(f"the log went on past LSN {lsn} (trimmed {trimmed}): the append ran out")
         elif reason == _native.SLOW_DURABLE:
             if not self._waiting.until(DURABLE, lsn + 1, deadline):
-                raise TimeoutError(f"appended at LSN {lsn}, but not known to be durable: the wait ran out")
+                why = trouble(self._directory, self._control)
+                raise TimeoutError(
+                    f"appended at LSN {lsn}, but not known to be durable: the wait ran out{why}"
+                )
         elif reason == _native.SLOW_STALE:
             self._on_stale()
         elif reason == _native.SLOW_CLAIMS:
@@ -146,7 +155,7 @@ class Appending(_native.Writer):
         control = self._control
         full_errno = control.load(CB.FULL_ERRNO)
         if full_errno:
-            return f"no room for [.., {end}): the flusher cannot prepare more: {os.strerror(full_errno)}"
+            return f"no room for [.., {end}): the flusher cannot prepare more: {errno_text(full_errno)}"
         committed, limit = control.committed_lsn, control.limit_lsn
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"
@@ -159,4 +168,4 @@ class Appending(_native.Writer):
                 who = self._participants.describe(number)
                 name = f"participant {number} (pid {who.pid}, {who.name})"
                 return f"{text}; {name} has not finished LSN {committed}"
-        return f"{text}; is the flusher running?"
+        return f"{text}; is the flusher running?{trouble(self._directory, control)}"

@@ -10,16 +10,38 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from shmlog import _native
 from shmlog.disk.cursors import CursorFile
 from shmlog.disk.directory import Directory
-from shmlog.errors import ClosedError, FormatError
+from shmlog.errors import ClosedError, FormatError, TrimmedError
 from shmlog.format.layout import GRANULE_BYTES
 
 if TYPE_CHECKING:
     from shmlog.records.batch import RecordBatch
+    from shmlog.records.reader import Tags
+
+
+class Lag(NamedTuple):
+    """How far a reader is behind committed_lsn."""
+
+    bytes: int
+    """of the log, frames and all"""
+    records: int
+    seconds: float
+    """since the oldest of them was appended; 0.0 if there is none"""
+
+
+class CursorInfo(NamedTuple):
+    """A cursor, looked at from outside."""
+
+    name: str
+    lsn: int
+    """its durable place"""
+    lag: Lag
+    pid: int | None
+    """of the process that has it open, as far as that can be seen"""
 
 
 class _Source(Protocol):
@@ -31,8 +53,18 @@ class _Source(Protocol):
     def committed_lsn(self) -> int: ...
     def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None: ...
     def read_batches(
-        self, start: int | None = None, stop: int | None = None, tag: int | None = None
+        self, start: int | None = None, stop: int | None = None, tag: Tags = None
     ) -> Iterator[RecordBatch]: ...
+    def tail_batches(
+        self,
+        start: int | None = None,
+        *,
+        tags: Tags = None,
+        timeout: float | None = None,
+        max_delay: float = 0.0,
+    ) -> Iterator[RecordBatch]: ...
+    def seek_time(self, time_ns: int) -> int: ...
+    def _lag(self, lsn: int) -> Lag: ...
 
 
 class Cursor:
@@ -55,7 +87,7 @@ class Cursor:
                 " has it been replaced by a copy? Remove the cursor to begin anew"
             )
 
-    def batches(self, tag: int | None = None) -> Iterator[RecordBatch]:
+    def batches(self, tag: Tags = None) -> Iterator[RecordBatch]:
         """Yield what has been committed since the cursor's place, as read_batches() does.
 
         Each batch moves the place in memory; commit() makes it durable. After a crash
@@ -63,13 +95,47 @@ class Cursor:
         the place has been trimmed.
         """
         self._check()
-        return self._batches(tag)
+        return self._moving(self._source.read_batches(self._next, None, tag))
 
-    def _batches(self, tag: int | None) -> Iterator[RecordBatch]:
-        for batch in self._source.read_batches(self._next, None, tag):
+    def follow(
+        self, timeout: float | None = None, *, tags: Tags = None, max_delay: float = 0.0
+    ) -> Iterator[RecordBatch]:
+        """As batches(), and go on with what is committed then, as tail_batches() does.
+
+        timeout: seconds without any record after which TimeoutError is raised; None waits for
+        ever. max_delay: as there.
+        """
+        self._check()
+        source = self._source
+        return self._moving(source.tail_batches(self._next, tags=tags, timeout=timeout, max_delay=max_delay))
+
+    def _moving(self, batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
+        for batch in batches:
             self._check()
             self._next = batch.next_lsn
             yield batch
+
+    def seek(self, lsn: int | None = None, *, time_ns: int | None = None) -> int:
+        """Move the place in memory: to a record's LSN, or to the first record of that time or
+        later, as seek_time() finds it; the LSN.  commit() makes it durable.
+
+        ValueError for an LSN that is not committed or no record's, TrimmedError for one that
+        was given up.
+        """
+        self._check()
+        if (lsn is None) == (time_ns is None):
+            raise TypeError("seek() takes an LSN or time_ns, and not both")
+        place = self._source.seek_time(time_ns) if lsn is None else self._place(lsn)  # type: ignore[arg-type]
+        if place < self._source.trimmed_lsn:
+            raise TrimmedError(place, self._source.trimmed_lsn)
+        self._next = place
+        return place
+
+    @property
+    def lag(self) -> Lag:
+        """How far the place in memory is behind committed_lsn.  Reads the headers between."""
+        self._check()
+        return self._source._lag(self._next)
 
     def commit(self, lsn: int | None = None) -> int:
         """Make the place durable; the LSN.
@@ -81,15 +147,19 @@ class Cursor:
         fdatasync fails: the place on disk is then the old one or the new one.
         """
         self._check()
-        place = self._next if lsn is None else operator.index(lsn)
-        if not 0 <= place <= self._source.committed_lsn:
-            raise ValueError(f"LSN {place} is not committed: the log ends at {self._source.committed_lsn}")
-        if place % GRANULE_BYTES:
-            raise ValueError(f"no record begins at LSN {place}, which is no multiple of {GRANULE_BYTES}")
+        place = self._next if lsn is None else self._place(lsn)
         if place:
             self._source.wait_durable(place - 1)
         self._file.write(place)
         self.lsn = self._next = place
+        return place
+
+    def _place(self, lsn: int) -> int:
+        place = operator.index(lsn)
+        if not 0 <= place <= self._source.committed_lsn:
+            raise ValueError(f"LSN {place} is not committed: the log ends at {self._source.committed_lsn}")
+        if place % GRANULE_BYTES:
+            raise ValueError(f"no record begins at LSN {place}, which is no multiple of {GRANULE_BYTES}")
         return place
 
     def close(self) -> None:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal
 
 from shmlog import _native
-from shmlog.disk import directory
+from shmlog.disk import cursors, directory
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery
 from shmlog.errors import AttachError, ClosedError
@@ -25,11 +24,10 @@ from shmlog.format.geometry import Geometry
 from shmlog.format.layout import ROLE_HANDLE
 from shmlog.handle.appending import Appending
 from shmlog.handle.cursor import Cursor
-from shmlog.handle.reading import Reading
 from shmlog.handle.turns import Turns
+from shmlog.handle.watermarks import Watermarks
 from shmlog.memory.statistics import Statistics, gather
-from shmlog.memory.waiting import COMMITTED, DURABLE, REMOVED, Kind, Waiting
-from shmlog.records.batch import Record
+from shmlog.memory.waiting import DURABLE, REMOVED, Waiting
 from shmlog.records.reader import Reader
 from shmlog.session import flushers
 from shmlog.session.attachment import Attachment, attach
@@ -40,7 +38,7 @@ from shmlog.system.deadlines import check_timeout, deadline_after
 FlusherMode = Literal["auto", "external"]
 
 
-class Log(Appending, Reading):
+class Log(Appending, Watermarks):
     """A log, open for appending and reading.  Made by shmlog.open()."""
 
     def __init__(
@@ -160,7 +158,8 @@ class Log(Appending, Reading):
             self._renew()
             raise
         joined = self._joined
-        self._reader.close()
+        self._close_reading()
+        self._close_waits()
         joined.detach()
         try:
             see_off(joined, deadline, self._ensure_flusher if self._flusher_mode == "auto" else None)
@@ -192,38 +191,6 @@ class Log(Appending, Reading):
         if self._closed:
             return f"<shmlog.Log {self.path!r}, closed>"
         return f"<shmlog.Log {self.path!r}, participant {self.writer_number}>"
-
-    # --------------------------------------------------------------- waiting
-
-    def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None:
-        """Wait until the record at lsn would survive power loss.
-
-        lsn: a record's LSN as append() returned it; None: everything appended so far, by
-        anybody. timeout: seconds, default the handle's. Raises TimeoutError,
-        LogFailedError, ClosedError, and ValueError when nothing was reserved at lsn.
-        """
-        self._wait(DURABLE, lsn, timeout)
-
-    def wait_committed(self, lsn: int | None = None, timeout: float | None = None) -> None:
-        """Wait until readers see the record at lsn; arguments and errors as wait_durable()."""
-        self._wait(COMMITTED, lsn, timeout)
-
-    def _wait(self, kind: Kind, lsn: int | None, timeout: float | None) -> None:
-        joined = self._attached()
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        reserved = joined.control.reserved_lsn
-        if lsn is None:
-            target = reserved
-        else:
-            number = operator.index(lsn)
-            if not 0 <= number <= reserved:
-                raise ValueError(f"nothing has been appended at LSN {number}: the log ends at {reserved}")
-            target = min(number + 1, reserved)
-        if not self._waiting.until(kind, target, deadline_after(seconds)):
-            has = joined.control.load(kind.watermark)
-            raise TimeoutError(
-                f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
-            )
 
     # -------------------------------------------------------------- retention
 
@@ -258,54 +225,12 @@ class Log(Appending, Reading):
         self._attached()
         return Cursor(self._directory, name, self._mode, self)
 
-    # --------------------------------------------------------------- reading
-
-    def _bounds(self) -> tuple[int, int]:
-        return self._attached().control.bounds()
-
-    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
-        """Yield records as they are committed, waiting for more at the end.
-
-        start: as read(), default from now on. timeout: seconds without a record after
-        which TimeoutError is raised; None waits for ever, noticing a closed handle
-        (ClosedError), a failed log (LogFailedError) and a dead flusher (a new one is
-        started).
-        """
-        seconds = None if timeout is None else check_timeout(timeout)
-        begin = self._attached().control.committed_lsn if start is None else start
-        begin, _ = self._range(begin, None)
-        return self._tail(begin, seconds, start is not None)
-
-    def _tail(self, begin: int, seconds: float | None, named: bool) -> Iterator[Record]:
-        while True:
-            _, committed = self._bounds()
-            yield from self._reader.records(begin, committed, committed, named=named)
-            begin, named = max(begin, committed), named and committed <= begin
-            wait_s = 3600.0 if seconds is None else seconds
-            if not self._waiting.until(COMMITTED, begin + 1, deadline_after(wait_s)) and seconds is not None:
-                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+    def remove_cursor(self, name: str) -> None:
+        """Forget a cursor.  FileNotFoundError if there is none; AttachError if it is open."""
+        self._attached()
+        cursors.remove(self._directory, name)
 
     # ----------------------------------------------------------- information
-
-    @property
-    def reserved_lsn(self) -> int:
-        """The tail: where the next record will go."""
-        return self._attached().control.reserved_lsn
-
-    @property
-    def committed_lsn(self) -> int:
-        """Readers see every record below it."""
-        return self._attached().control.committed_lsn
-
-    @property
-    def durable_lsn(self) -> int:
-        """Every record below it survives power loss."""
-        return self._attached().control.durable_lsn
-
-    @property
-    def trimmed_lsn(self) -> int:
-        """Records below it may be gone."""
-        return self._attached().control.trimmed_lsn
 
     @property
     def segment_bytes(self) -> int:

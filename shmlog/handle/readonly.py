@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 from shmlog.disk import directory
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery
 from shmlog.errors import ClosedError
 from shmlog.format.layout import CB
-from shmlog.handle.reading import Reading
-from shmlog.records.batch import Record
+from shmlog.handle.awaiting import Awaiting
+from shmlog.handle.watch import Source, Watch, Watched
 from shmlog.records.reader import Reader
 from shmlog.session.look import Dead, Live, Look
-from shmlog.system.deadlines import check_timeout
 
 LOOK_S = 0.05
 """How often tail() looks for another control block while no record comes."""
+WATCH_S = 0.25
+"""The same, of a watch."""
 
 
-class ReadonlyLog(Reading):
+class ReadonlyLog(Awaiting):
     """A log, live or dead, open for reading: no writes, no participant slot.
 
     Of a dead log it sees what recovery would keep; `recovery` says what that is.  Each
@@ -87,27 +87,13 @@ class ReadonlyLog(Reading):
         now = self._now()
         return now.block.load(CB.DURABLE_LSN) if isinstance(now, Live) else now.recovery.vouched_lsn
 
-    def tail(self, start: int | None = None, timeout: float | None = None) -> Iterator[Record]:
-        """As Log.tail(), but looks every few milliseconds: a reader without a participant
-        slot cannot be woken.  Waits on a dead log too, and goes on with the records of every
-        later session, until TimeoutError."""
-        seconds = None if timeout is None else check_timeout(timeout)
-        begin, _ = self._range(self.committed_lsn if start is None else start, None)
-        return self._tail(begin, seconds, start is not None)
-
-    def _tail(self, begin: int, seconds: float | None, named: bool) -> Iterator[Record]:
+    def _wait_beyond(self, begin: int, seconds: float | None) -> int:
         now = self._now()
         quiet_since = looked_at = time.monotonic()
         pause_s = 0.0005
-        while True:
+        while (committed := now.bounds()[1]) <= begin:
             if self._closed:
                 raise ClosedError(f"the log {self.path} has been closed")
-            _, committed = now.bounds()
-            if committed > begin:
-                yield from self._reader.records(begin, committed, committed, named=named)
-                named = False
-                begin, quiet_since, pause_s = committed, time.monotonic(), 0.0005
-                continue
             at = time.monotonic()
             if at - looked_at >= LOOK_S:
                 now, looked_at = self._look(), at
@@ -116,11 +102,31 @@ class ReadonlyLog(Reading):
                 raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.01)
+        return committed
+
+    def watch(self) -> Watch:
+        """As Log.watch(), but for being looked at now and then: nobody wakes a reader without a
+        participant slot.  Readable at least every quarter of a second while armed."""
+        self._now()
+        return Watch(self._watched, self._watermark)
+
+    def _watched(self) -> Source:
+        now = self._now()
+        if isinstance(now, Live):
+            return Source(now.block.mapping, WATCH_S, None)
+        return Source(None, LOOK_S, None)
+
+    def _watermark(self, kind: Watched) -> int:
+        return self.committed_lsn if kind == "committed" else self.durable_lsn
+
+    def _look_after(self) -> None:
+        self._now()
 
     def close(self) -> None:
         """Close the handle; views stay valid."""
         self._closed = True
-        self._reader.close()
+        self._close_reading()
+        self._close_waits()
 
     def __enter__(self) -> ReadonlyLog:
         return self

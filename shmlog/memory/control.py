@@ -50,7 +50,8 @@ class ControlBlock:
         buffer = memory.buf
         assert buffer is not None
         self.buffer = buffer
-        self._step_lock = threading.Lock()
+        # reentrant: a signal handler may fail the log where fail() or step() holds it
+        self._step_lock = threading.RLock()
         self.native = _native.Control(buffer, identity.geometry.window_bytes, PARTICIPANT_COUNT)
         self.commit_bell = Bell(block.bell_name(identity.log_id, "c"))
         self.sync_bell = Bell(block.bell_name(identity.log_id, "s"))
@@ -220,12 +221,12 @@ class ControlView:
     """A control block mapped read-only: to look at its words, no more."""
 
     def __init__(self, mapping: _native.Mapping, window_bytes: int) -> None:
-        self._mapping = mapping
+        self.mapping = mapping
         self._window_bytes = window_bytes
 
     def load(self, word: int) -> int:
         """The word (acquire, so that what is below a watermark is there)."""
-        return self._mapping.load(word)
+        return self.mapping.load(word)
 
     def bounds(self) -> tuple[int, int]:
         """(trimmed_lsn, committed_lsn); LogFailedError if the watermarks are out of order (C3)."""

@@ -4,6 +4,9 @@
     batch.array(t)             ^^^^^^^^^          ^^^^^^^^^          ^^^^^^^^^
                                one strided view, itemsize apart by one frame
 
+Records that were taken by their LSNs have their payloads gathered in memory of their own;
+where each begins in its memory is what a batch knows of either.
+
 Invariants
   V3  A view keeps its mapping: it outlives the batch, the handle and the file's
       name.
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ import numpy.typing as npt
 from shmlog import _native
 from shmlog.format.geometry import frame_bytes
 from shmlog.format.layout import FRAME_HEADER_BYTES, GRANULE_BYTES, SEGMENT_HEADER_BYTES
+from shmlog.records.arrow import RECORD_NODES
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,26 +41,41 @@ class Record(NamedTuple):
     writer: int
     data: memoryview
 
+    @property
+    def next_lsn(self) -> int:
+        """Where reading goes on after this record: a start= that leaves it out."""
+        return self.lsn + frame_bytes(self.data.nbytes)
+
 
 COLUMNS = ("lsn", "time_ns", "tag", "writer", "nbytes")
+COLUMN_KINDS = (np.uint64, np.int64, np.uint32, np.uint16, np.uint32)
 
 
 class RecordBatch:
-    """Consecutive records of one segment, as columns.
+    """Records as columns: those that follow each other in a segment, or that were taken.
 
     lsn (uint64), time_ns (int64), tag (uint32), writer (uint16) and nbytes (uint32, the
-    payload sizes) are arrays of shape (len,); next_lsn is where the next batch begins.
+    payload sizes) are arrays of shape (len,); next_lsn is where reading goes on after them.
+    batch[5] is a Record; batch[10:20], batch[mask] and batch[indexes] are batches over the
+    same memory. Also an Arrow record batch for whoever takes one (__arrow_c_array__).
     """
 
-    __slots__ = ("_base_lsn", "_first_lsn", "_mapping", "_memory", "next_lsn", *COLUMNS)
+    __slots__ = ("_ascending", "_mapping", "_memory", "_places", "next_lsn", *COLUMNS)
 
     def __init__(
-        self, mapping: _native.Mapping, first_lsn: int, next_lsn: int, columns: tuple[Any, ...]
+        self,
+        mapping: _native.Mapping,
+        places: npt.NDArray[np.int64] | int,
+        next_lsn: int,
+        columns: tuple[npt.NDArray[Any], ...],
+        ascending: bool = True,
     ) -> None:
+        """places: where each payload begins in the mapping, or how much less than its LSN that is.
+        ascending: whether each begins after the one before it."""
         self._mapping = mapping
-        self._memory = memoryview(mapping)
-        self._first_lsn = first_lsn  # of the segment
-        self._base_lsn = first_lsn - SEGMENT_HEADER_BYTES - FRAME_HEADER_BYTES
+        self._memory = memoryview(mapping).toreadonly()
+        self._places = places
+        self._ascending = ascending
         self.next_lsn = next_lsn
         self.lsn: npt.NDArray[np.uint64]
         self.time_ns: npt.NDArray[np.int64]
@@ -65,28 +84,73 @@ class RecordBatch:
         self.nbytes: npt.NDArray[np.uint32]
         self.lsn, self.time_ns, self.tag, self.writer, self.nbytes = columns
 
-    def before(self, lsn: int) -> RecordBatch:
-        """The records that begin below lsn; there must be one."""
-        keep = int(np.searchsorted(self.lsn, lsn))
-        columns = tuple(getattr(self, name)[:keep] for name in COLUMNS)
-        end = int(self.lsn[keep - 1]) + frame_bytes(int(self.nbytes[keep - 1]))
-        return RecordBatch(self._mapping, self._first_lsn, end, columns)
+    @classmethod
+    def of_segment(
+        cls, mapping: _native.Mapping, first_lsn: int, next_lsn: int, columns: tuple[npt.NDArray[Any], ...]
+    ) -> RecordBatch:
+        """Records of a mapped segment that begins at first_lsn."""
+        return cls(mapping, first_lsn - SEGMENT_HEADER_BYTES - FRAME_HEADER_BYTES, next_lsn, columns)
+
+    def _begin(self, number: int) -> int:
+        """Where one payload begins in the memory."""
+        if isinstance(self._places, int):
+            return int(self.lsn[number]) - self._places
+        return int(self._places[number])
+
+    def _begins(self) -> npt.NDArray[np.int64]:
+        """Where each of them does."""
+        if isinstance(self._places, int):
+            return self.lsn.astype(np.int64) - self._places
+        return self._places
 
     def __len__(self) -> int:
         return len(self.lsn)
 
-    def __getitem__(self, index: int) -> Record:
-        index = operator.index(index)
-        lsn = int(self.lsn[index])
-        at = lsn - self._base_lsn
-        data = self._memory[at : at + int(self.nbytes[index])]
-        return Record(lsn, int(self.time_ns[index]), int(self.tag[index]), int(self.writer[index]), data)
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Record: ...  # type: ignore[overload-overlap]
+    @overload
+    def __getitem__(self, index: slice | list[int] | list[bool] | npt.NDArray[Any]) -> RecordBatch: ...
+    def __getitem__(
+        self, index: SupportsIndex | slice | list[int] | list[bool] | npt.NDArray[Any]
+    ) -> Record | RecordBatch:
+        if isinstance(index, (slice, list)) or (isinstance(index, np.ndarray) and index.ndim):
+            return self._part(index)
+        number = operator.index(index)
+        at = self._begin(number)
+        return Record(
+            int(self.lsn[number]),
+            int(self.time_ns[number]),
+            int(self.tag[number]),
+            int(self.writer[number]),
+            self._memory[at : at + int(self.nbytes[number])],
+        )
+
+    def _part(self, index: slice | list[int] | list[bool] | npt.NDArray[Any]) -> RecordBatch:
+        """next_lsn: after the last of them, or as far as the whole batch's if that is among them."""
+        if isinstance(index, list):
+            index = np.asarray(index, None if index else np.intp)  # of nothing it would be floats
+        if isinstance(index, np.ndarray) and (index.ndim != 1 or index.dtype.kind not in "biu"):
+            raise TypeError(f"a mask or indexes of one dimension, not {index.dtype} of shape {index.shape}")
+        columns = tuple(np.ascontiguousarray(getattr(self, name)[index]) for name in COLUMNS)
+        places = self._places if isinstance(self._places, int) else self._places[index]
+        lsns = columns[0]
+        if not len(lsns):
+            first = index.indices(len(self))[0] if isinstance(index, slice) else 0
+            next_lsn = int(self.lsn[first]) if 0 <= first < len(self) else self.next_lsn
+        else:
+            last = int(lsns.argmax())
+            next_lsn = int(lsns[last]) + frame_bytes(int(columns[4][last]))
+            if int(lsns[last]) == int(self.lsn.max()):
+                next_lsn = self.next_lsn
+        ascending = index.step is None or index.step > 0 if isinstance(index, slice) else index.dtype == bool
+        return RecordBatch(self._mapping, places, next_lsn, columns, self._ascending and ascending)
 
     def __iter__(self) -> Iterator[Record]:
-        memory, base = self._memory, self._base_lsn
-        columns = (self.lsn, self.time_ns, self.tag, self.writer, self.nbytes)
-        for lsn, time_ns, tag, writer, nbytes in zip(*(column.tolist() for column in columns), strict=True):
-            at = lsn - base
+        memory, begins = self._memory, self._begins()
+        columns = (self.lsn, self.time_ns, self.tag, self.writer, self.nbytes, begins)
+        for lsn, time_ns, tag, writer, nbytes, at in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
             yield Record(lsn, time_ns, tag, writer, memory[at : at + nbytes])
 
     def __repr__(self) -> str:
@@ -99,10 +163,10 @@ class RecordBatch:
 
         Every payload must have the dtype's itemsize (ValueError otherwise); plain,
         structured and sub-array dtypes work, object dtypes do not. No copy is made
-        when the records lie evenly spaced, which equal-sized records of one batch do
-        unless tag= left some out between them; then they are gathered into a copy, or,
-        with copy=False, refused (ValueError). copy=True always copies. O(1) without
-        a copy but for one pass over the nbytes column.
+        when the records lie one after the other, which equal-sized records of one batch do
+        unless tags= or an index left some out between them; otherwise they are gathered into a
+        copy, or, with copy=False, refused (ValueError). copy=True always copies. O(1)
+        without a copy but for one pass over the nbytes column.
         """
         kind = np.dtype(dtype)
         if kind.hasobject:
@@ -114,41 +178,39 @@ class RecordBatch:
         low, high = int(self.nbytes.min()), int(self.nbytes.max())
         if low != size or high != size:
             raise ValueError(f"payloads of {low} to {high} bytes are not all of {kind}'s {size} bytes")
-        first, last = int(self.lsn[0]), int(self.lsn[-1])
-        step = frame_bytes(size)
-        at = first - self._base_lsn
-        if last - first == step * (count - 1):
+        at, step = self._begin(0), frame_bytes(size)
+        if not isinstance(self._places, int):
+            step -= FRAME_HEADER_BYTES  # they were gathered without
+        if self._ascending and self._begin(-1) - at == step * (count - 1):
             inner = np.empty(kind.shape, kind.base).strides
             view: npt.NDArray[Any] = np.ndarray(
                 (count, *kind.shape), kind.base, self._memory, at, (step, *inner)
             )
             return view.copy() if copy else view
         if copy is False:
-            raise ValueError("the records are not evenly spaced, so they cannot be viewed without a copy")
+            raise ValueError(
+                "the records are not one after the other, so they cannot be viewed without a copy"
+            )
         # every granule as the payload that would begin in it; then pick those that do
-        at = SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES
         cells = np.ndarray(
-            ((len(self._memory) - at - size) // GRANULE_BYTES + 1,),
+            ((len(self._memory) - size) // GRANULE_BYTES + 1,),
             np.dtype((np.void, size)),
             self._memory,
-            at,
+            0,
             (GRANULE_BYTES,),
         )
-        index = (self.lsn.astype(np.int64) - self._base_lsn - at) // GRANULE_BYTES
-        return np.ndarray((count, *kind.shape), kind.base, cells[index])
+        return np.ndarray((count, *kind.shape), kind.base, cells[self._begins() // GRANULE_BYTES])
 
     def to_arrow(self) -> pyarrow.RecordBatch:
         """The batch as a pyarrow.RecordBatch (lsn, time_ns, tag, writer, data); needs
-        pyarrow. Payloads are copied once, into Arrow's layout."""
+        pyarrow. Payloads are not copied: data is a binary_view of the segment."""
         import pyarrow
 
-        offsets = np.zeros(len(self) + 1, np.int32)  # enough: no segment is larger
-        np.cumsum(self.nbytes, out=offsets[1:])
-        starts = self.lsn.astype(np.int64) - self._base_lsn
-        pairs = zip(starts.tolist(), (starts + self.nbytes).tolist(), strict=True)
-        data = b"".join([self._memory[begin:end] for begin, end in pairs])
-        buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)]
-        columns = [self.lsn, self.time_ns, self.tag, self.writer]
-        arrays = [pyarrow.array(column) for column in columns]
-        arrays.append(pyarrow.Array.from_buffers(pyarrow.binary(), len(self), buffers))
-        return pyarrow.RecordBatch.from_arrays(arrays, ["lsn", "time_ns", "tag", "writer", "data"])
+        return pyarrow.record_batch(self)
+
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
+        """Capsules of an ArrowSchema and an ArrowArray: lsn, time_ns, tag, writer, and data as
+        binary_view over the memory, which the array keeps. A requested schema is not followed,
+        and a ValueError if it has not five columns."""
+        columns = tuple(getattr(self, name) for name in COLUMNS)
+        return _native.arrow_array(RECORD_NODES, self._mapping, columns, self._begins(), requested_schema)

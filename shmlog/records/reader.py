@@ -10,7 +10,8 @@ are given to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -19,11 +20,53 @@ from shmlog.disk.directory import Directory
 from shmlog.disk.segments import MappingCache, list_segments, segment_path
 from shmlog.errors import CorruptionError, TrimmedError
 from shmlog.format.layout import GRANULE_BYTES, SEGMENT_HEADER_BYTES, Problem
-from shmlog.records.batch import Record, RecordBatch
+from shmlog.records.batch import COLUMN_KINDS, Record, RecordBatch
 
 BATCH_RECORDS = 1 << 16
 RECORDS_AT_ONCE = 64
 """Made in one go by read(): few, so that a slow consumer holds few views."""
+
+Tags = int | Iterable[int] | None
+"""Which tags: all, one, a range or a set."""
+CoreTags = tuple[int, int, int] | bytes | None
+"""The same as the core has it: all, (low, high, step) or ascending uint32 numbers."""
+
+
+def core_tags(tags: Tags) -> CoreTags:
+    """ValueError for what is no tag, TypeError for what is no number."""
+    if tags is None:
+        return None
+    if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
+        numbers = [operator.index(tags)]  # type: ignore[arg-type]
+    elif isinstance(tags, range):
+        numbers = sorted({tags[0], tags[-1]}) if tags else []
+    else:
+        numbers = sorted(map(operator.index, tags))
+    for tag in (*numbers[:1], *numbers[-1:]):
+        if not 0 <= tag < 2**32:
+            raise ValueError(f"tag must be in [0, 2**32), not {tag}")
+    if numbers and (isinstance(tags, range) or len(numbers) == 1):
+        return numbers[0], numbers[-1], abs(tags.step) if isinstance(tags, range) and len(tags) > 1 else 1
+    return np.unique(np.array(numbers, np.uint32)).tobytes()
+
+
+def missing(directory: Directory, lsn: int, error: FileNotFoundError) -> Exception:
+    """What it means that the segment of a committed LSN is not there."""
+    oldest = min(list_segments(directory), default=lsn)
+    return TrimmedError(lsn, oldest) if oldest > lsn else error
+
+
+def unreadable(
+    directory: Directory, mapping: _native.Mapping, lsn: int, named: bool, problem: int
+) -> Exception:
+    """What it means that the frame at lsn is not valid.  named: a user said that there is one."""
+    path = segment_path(directory, lsn)
+    if mapping.faulted:
+        return CorruptionError(path, lsn, "the file was changed or lost under the reader")
+    what = Problem(problem)
+    if named and what is not Problem.BAD_CHECKSUM:
+        return ValueError(f"no record begins at LSN {lsn} ({what.text})")
+    return CorruptionError(path, lsn, what.text)
 
 
 class Reader:
@@ -33,7 +76,7 @@ class Reader:
 
     def __init__(self, directory: Directory, holes: tuple[tuple[int, int], ...] = ()) -> None:
         self._directory = directory
-        self._holes = holes
+        self.holes = holes
         self._geometry = directory.identity.geometry
         self._seed = directory.identity.seed
         self._cache = MappingCache(directory)
@@ -42,36 +85,68 @@ class Reader:
         self,
         start: int,
         stop: int,
-        tag: int | None = None,
+        end: int,
+        tags: CoreTags = None,
         verify: bool = True,
         records: int = BATCH_RECORDS,
         named: bool = False,
     ) -> Iterator[RecordBatch]:
-        """Yield the batches of [start, stop).  Both bounds are frame boundaries below
-        committed_lsn, or start is what a user named: ValueError if no record begins there."""
-        for first, begin, bound in self._pieces(start, stop):
+        """Yield batches of the records that begin in [start, stop), of which every frame ends by
+        end.  start and end are frame boundaries up to committed_lsn, or start is what a user
+        named: ValueError if no record begins there."""
+        for first, begin, bound in self._pieces(start, stop, end):
             mapping, at = self._map(begin), begin
-            while at < bound:
-                batch, at, problem = self._batch(mapping, first, at, bound, tag, verify, records)
+            while at < bound and at < stop:
+                batch, at, problem = self._batch(mapping, first, at, stop, bound, tags, verify, records)
                 if len(batch):
                     yield batch
                 if problem:
-                    self._refuse(mapping, at, named and at == start, problem)
+                    raise unreadable(self._directory, mapping, at, named and at == start, problem)
 
     def records(
-        self, start: int, stop: int, end: int, verify: bool = True, named: bool = False
+        self,
+        start: int,
+        stop: int,
+        end: int,
+        verify: bool = True,
+        named: bool = False,
+        tags: CoreTags = None,
     ) -> Iterator[Record]:
-        """Yield the records that begin in [start, stop); as batches() of [start, end), of
-        which every frame ends by end."""
-        for first, begin, bound in self._pieces(start, end):
+        """Yield the records themselves; otherwise as batches()."""
+        for first, begin, bound in self._pieces(start, stop, end):
             mapping, at = self._map(begin), begin
             while at < bound and at < stop:
                 found, at, problem = _native.records(
-                    mapping, first, at, stop, bound, self._seed, verify, RECORDS_AT_ONCE, Record
+                    mapping, first, at, stop, bound, self._seed, verify, RECORDS_AT_ONCE, Record, tags
                 )
                 yield from found
                 if problem:
-                    self._refuse(mapping, at, named and at == start, problem)
+                    raise unreadable(self._directory, mapping, at, named and at == start, problem)
+
+    def boundary(self, start: int, wanted: int, end: int) -> int:
+        """The first frame boundary at or above `wanted`, or below it the beginning of a damaged
+        frame, beyond which none is known.  start and end as in batches()."""
+        for first, begin, bound in self._pieces(self._geometry.segment_begin(wanted), wanted, end):
+            begin = max(begin, start)
+            if wanted < bound:
+                return self._walk(begin, first, wanted, bound)[0]
+        return wanted
+
+    def check(self, start: int, end: int) -> None:
+        """ValueError unless a frame begins at start, which is below end and in no hole."""
+        for first, begin, bound in self._pieces(start, start + 1, end):
+            if begin == start:
+                _, problem = self._walk(start, first, start + 1, bound)
+                if problem:
+                    raise unreadable(self._directory, self._map(start), start, True, problem)
+
+    def _walk(self, begin: int, first: int, stop: int, bound: int) -> tuple[int, int]:
+        """(where the frames that begin below stop end, or one that is damaged begins; the problem)."""
+        frames = memoryview(self._map(begin))[SEGMENT_HEADER_BYTES:]
+        _, at, _, problem = _native.walk(
+            frames, first, begin, bound, self._seed, False, None, False, None, stop
+        )
+        return at, problem
 
     def seek_time(self, begin: int, end: int, time_ns: int) -> int:
         """The LSN of the first record of [begin, end) whose time_ns is at least this, or end.
@@ -86,27 +161,27 @@ class Reader:
             else:
                 high = middle
         for start, stop in ranges[max(0, low - 1) :]:
-            for batch in self.batches(start, stop, None, False):
+            for batch in self.batches(start, stop, stop, verify=False):
                 found = np.flatnonzero(batch.time_ns >= time_ns)
                 if len(found):
                     return int(batch.lsn[found[0]])
         return end
 
     def _first_time(self, begin: int, end: int) -> int | None:
-        for batch in self.batches(begin, end, None, False, 1):
+        for batch in self.batches(begin, end, end, verify=False, records=1):
             return int(batch.time_ns[0])
         return None
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """[start, stop) without the holes, cut at the segments: (the segment's first LSN,
-        begin, end)."""
+    def _pieces(self, start: int, stop: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """[start, end) without the holes, cut at the segments: (the segment's first LSN,
+        begin, end) of those that begin below stop."""
         begin = start
-        for low, high in (*self._holes, (stop, stop)):
-            while begin < min(low, stop):
+        for low, high in (*self.holes, (end, end)):
+            while begin < min(low, end) and begin < stop:
                 first = self._geometry.segment_begin(begin)
-                end = min(low, stop, first + self._geometry.segment_bytes)
-                yield first, begin, end
-                begin = end
+                bound = min(low, end, first + self._geometry.segment_bytes)
+                yield first, begin, bound
+                begin = bound
             begin = max(begin, high)
 
     def _batch(
@@ -114,14 +189,14 @@ class Reader:
         mapping: _native.Mapping,
         first: int,
         begin: int,
+        stop: int,
         bound: int,
-        tag: int | None,
+        tags: CoreTags,
         verify: bool,
         records: int,
     ) -> tuple[RecordBatch, int, int]:
-        most = min(records, (bound - begin) // GRANULE_BYTES)
-        kinds = (np.uint64, np.int64, np.uint32, np.uint16, np.uint32)
-        columns = tuple(np.empty(most, kind) for kind in kinds)
+        most = min(records, (min(bound, stop) - begin) // GRANULE_BYTES + 1)
+        columns = tuple(np.empty(most, kind) for kind in COLUMN_KINDS)
         count, at, _, problem = _native.walk(
             memoryview(mapping)[SEGMENT_HEADER_BYTES:],
             first,
@@ -129,29 +204,19 @@ class Reader:
             bound,
             self._seed,
             verify,
-            -1 if tag is None else tag,
+            tags,
             True,
             columns,
+            stop,
         )
-        return RecordBatch(mapping, first, at, tuple(column[:count] for column in columns)), at, problem
+        found = tuple(column[:count] for column in columns)
+        return RecordBatch.of_segment(mapping, first, at, found), at, problem
 
     def _map(self, lsn: int) -> _native.Mapping:
         try:
             return self._cache.get(lsn)
-        except FileNotFoundError:
-            oldest = min(list_segments(self._directory), default=lsn)
-            if oldest > lsn:
-                raise TrimmedError(lsn, oldest) from None
-            raise
-
-    def _refuse(self, mapping: _native.Mapping, lsn: int, named: bool, problem: int) -> None:
-        path = segment_path(self._directory, lsn)
-        if mapping.faulted:
-            raise CorruptionError(path, lsn, "the file was changed or lost under the reader")
-        what = Problem(problem)
-        if named and what is not Problem.BAD_CHECKSUM:
-            raise ValueError(f"no record begins at LSN {lsn} ({what.text})")
-        raise CorruptionError(path, lsn, what.text)
+        except FileNotFoundError as error:
+            raise missing(self._directory, lsn, error) from None
 
     def close(self) -> None:
         self._cache.clear()

@@ -6,13 +6,24 @@ participant slot.
 
     block        anybody alive    what happens
     -----        -------------    ------------
-    there, ours  any              join it: records of dead processes are in it
+    there, ours  somebody         join it: their maps hold what it speaks of
+    there, ours  nobody           look whether the files have what it speaks of.  They do:
+                                  join it, records of dead processes are in it.  They do
+                                  not: CorruptionError if it is below durable_lsn, else
+                                  recover from the files and replace it
     there, of    nobody           remove it, recover from the files
     another boot
     or build     somebody         AttachError
     not there    nobody           recover from the files, make it
     not there    somebody, for    AttachError: a second block beside a live one would
                  some time        write one log twice
+
+Invariants
+  E1  A control block that nobody has guarded is evidence, not truth: the disk may have
+      been restored, swapped or mounted anew since.  Its frames are checked, from the
+      beginning of the segment that holds the last durable one up to committed_lsn, before
+      anything of it is made durable; a reserved range that is not committed is not looked
+      at.  What is damaged below durable_lsn is not repaired on a guess.
 
 This module knows how to join.  It may not know what is done then.
 """
@@ -24,12 +35,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shmlog.disk import segment
 from shmlog.disk.cases import Case
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery, recover
-from shmlog.errors import AttachError
+from shmlog.disk.segments import segment_path
+from shmlog.disk.walk import Walker
+from shmlog.errors import AttachError, CorruptionError, FormatError, LogFailedError
 from shmlog.format.geometry import PARTICIPANT_COUNT
-from shmlog.format.layout import ROLE_HANDLE
+from shmlog.format.layout import CB, ROLE_HANDLE
 from shmlog.memory import block
 from shmlog.memory.block import StaleBlockError
 from shmlog.memory.control import ControlBlock
@@ -127,8 +141,9 @@ def _join_or_make(
     directory: Directory, lock: LockFile, boot: bytes, mode: int, make: bool
 ) -> tuple[ControlBlock, Recovery | None]:
     identity = directory.identity
+    found: Recovery | None = None
     try:
-        return ControlBlock.attach(identity, boot, mode, lock.place()), None
+        control = ControlBlock.attach(identity, boot, mode, lock.place())
     except FileNotFoundError:
         if somebody_lives(lock):
             raise BlockMissingError(block.missing(directory.path, identity.log_id)) from None
@@ -139,17 +154,83 @@ def _join_or_make(
             raise
         log.warning("replacing a control block that nobody uses: %s", error)
         block.unlink_all(identity.log_id)
-    found = recover(directory, boot)
-    if found.case not in (Case.EMPTY, Case.CLEAN):
+    else:
+        doubt = None if control.failed or somebody_lives(lock) else _doubt(directory, control)
+        if doubt is None:
+            return control, None
         log.warning(
-            "%s recovered (%s): goes on at LSN %d, %d holes filled, %d bytes dropped%s",
+            "%s: its control block is not believed, for nobody used it: %s; the files are recovered",
             directory.path,
-            found.case.value,
-            found.end_lsn,
-            len(found.holes),
-            found.dropped_bytes,
-            f" ({found.reason})" if found.reason else "",
+            doubt,
         )
+        found = recover(directory, boot)
+        block.unlink_all(identity.log_id)  # not before: if that is an error nothing has changed
+    found = found or recover(directory, boot)
+    _report(directory, found)
     end, trimmed = found.end_lsn, found.trimmed_lsn
     control = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place())
     return control, found
+
+
+def _doubt(directory: Directory, control: ControlBlock) -> str | None:
+    """Why a block that nobody has guarded is not believed, if so (E1).  CorruptionError: what
+    it calls durable is not in the files."""
+    try:
+        trimmed, committed = control.bounds()
+    except LogFailedError as damage:
+        return damage.what
+    geometry, durable = directory.identity.geometry, control.durable_lsn
+    begin = max(trimmed, geometry.segment_begin(max(0, durable - 1)))
+    problem, bad = _missing(directory, begin, max(committed, control.load(CB.PREPARED_LSN)))
+    if problem is None or bad > begin:
+        stop = min(committed, bad)
+        with Walker(directory) as walker:
+            walk = walker.walk(begin, stop)
+        if walk.end_lsn < stop:
+            problem, bad = walk.problem.text, walk.bad_lsn
+    if problem is None:
+        return None
+    if bad < durable:
+        name = f"/dev/shm/{block.block_name(directory.identity.log_id)}"
+        raise CorruptionError(
+            segment_path(directory, bad),
+            bad,
+            f"{problem}, but its control block says that everything below LSN {durable} is durable; if the"
+            f" files were restored from a backup, remove {name} to go on from what they hold",
+        )
+    return f"LSN {bad}: {problem}"
+
+
+def _missing(directory: Directory, begin: int, end: int) -> tuple[str | None, int]:
+    """What is wrong with the first segment file of [begin, end) that cannot be used, and its
+    first LSN; or None, and end."""
+    identity = directory.identity
+    size = identity.geometry.segment_bytes
+    for first in range(identity.geometry.segment_begin(begin), end, size):
+        path = segment_path(directory, first)
+        try:
+            with files.descriptor(files.open_file(path, writable=False)) as fd:
+                segment.check(fd, path, identity.log_id, first, identity.geometry)
+        except FileNotFoundError:
+            return "the segment is missing", first
+        except FormatError as error:
+            return str(error), first
+    return None, end
+
+
+def _report(directory: Directory, found: Recovery) -> None:
+    """Say what recovery found, unless it is nothing new."""
+    if found.case in (Case.EMPTY, Case.CLEAN) and found.failure is None:
+        return
+    why = f" ({found.reason})" if found.reason else ""
+    if found.failure is not None:
+        why += f"; it had failed: {found.failure}"
+    log.warning(
+        "%s recovered (%s): goes on at LSN %d, %d holes filled, %d bytes dropped%s",
+        directory.path,
+        found.case.value,
+        found.end_lsn,
+        len(found.holes),
+        found.dropped_bytes,
+        why,
+    )

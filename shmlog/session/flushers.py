@@ -3,8 +3,9 @@
     python -P -m shmlog flush DIR --detach     nobody's child, in a session of its own
 
 Of many who find at once that none runs, one starts it: whoever moves starting_ns by
-compare-and-swap.  A flusher clears the word when it serves; one that took no lease for
-a while after its start is taken for dead.
+compare-and-swap, and counts it in starts.  A flusher clears both words when it serves.
+One that took no lease for a while after its start is taken for dead, and a longer while
+each time: where none can live, starting them must not be all that the machine does.
 
 This module knows the lease and a process to be made.  It may not know what the process
 does.
@@ -12,6 +13,7 @@ does.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -20,11 +22,16 @@ from pathlib import Path
 
 from shmlog import _native
 from shmlog.disk.directory import Directory
+from shmlog.errors import FormatError
 from shmlog.format.layout import CB
+from shmlog.memory.control import ControlBlock
 from shmlog.session.attachment import Attachment
+from shmlog.system import files
 
-START_AGAIN_NS = 500_000_000
-"""A flusher that took no lease for so long after its start is taken for dead."""
+START_AGAIN_S = 0.5, 8.0
+"""A flusher that took no lease for so long after its start is taken for dead: the first, and at
+most; twice as long after each that did not come to serve."""
+LAST_WORDS_BYTES = 4096
 
 
 def start(where: Directory, mode: int, sync_interval: float) -> None:
@@ -52,13 +59,35 @@ def ensure(joined: Attachment, mode: int, sync_interval: float) -> None:
     if joined.flusher_runs():
         return
     native, now = joined.control.native, time.monotonic_ns()
-    before = native.load(CB.STARTING_NS)
-    if before and 0 <= now - before < START_AGAIN_NS:
+    before, starts = native.load(CB.STARTING_NS), native.load(CB.STARTS)
+    if before and 0 <= now - before < _pause_s(starts) * 1e9:
         return
     if not native.compare_exchange(CB.STARTING_NS, before, now):
         return
+    native.add(CB.STARTS, 1)
     try:
         start(joined.directory, mode, sync_interval)
     except BaseException:
         native.compare_exchange(CB.STARTING_NS, now, 0)
         raise
+
+
+def _pause_s(starts: int) -> float:
+    first, most = START_AGAIN_S
+    return min(most, first * 2.0 ** min(16, max(0, starts - 1)))
+
+
+def trouble(where: Directory, control: ControlBlock) -> str:
+    """What to add to the error of somebody who waited in vain, if flushers were started and none
+    came to serve: how many, and what the last of them said.  Otherwise nothing."""
+    starts = control.load(CB.STARTS)
+    if starts < 2:
+        return ""
+    text = f"; {starts} flushers were started and none came to serve"
+    with contextlib.suppress(OSError, FormatError):
+        with files.descriptor(files.open_file(where.flusher_log_path, writable=False)) as fd:
+            size = os.fstat(fd).st_size
+            lines = os.pread(fd, LAST_WORDS_BYTES, max(0, size - LAST_WORDS_BYTES)).splitlines()
+        if lines:
+            text += f"; {where.flusher_log_path} ends with {lines[-1].decode(errors='replace')!r}"
+    return text

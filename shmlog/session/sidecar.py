@@ -97,7 +97,6 @@ def _serve(
     native = joined.control.native
     generation = native.add(CB.GENERATION, 1) + 1
     native.store(CB.FLUSHER_PID, os.getpid())
-    native.store(CB.STARTING_NS, 0)  # should this one die, the next may start at once
     flusher = Flusher(
         where, joined.control, joined.participants, joined.number, joined.boot_id, mode, sync_interval, linger
     )

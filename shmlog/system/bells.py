@@ -26,11 +26,12 @@ SEMAPHORE_VALUE = posix_ipc.SEMAPHORE_VALUE_SUPPORTED
 
 
 class Bell:
-    """One named semaphore, created if absent."""
+    """One named semaphore, created if absent; PermissionError if it is not ours to use,
+    AttachError if it is, but another user's."""
 
     def __init__(self, name: str, mode: int = 0o600) -> None:
         self.name = name
-        with _os_errors(name):
+        with _permitted(name):
             self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
         try:
             _check_owner(name)
@@ -79,22 +80,22 @@ class Bell:
 
 
 def unlink(name: str) -> None:
-    with contextlib.suppress(posix_ipc.ExistentialError), _os_errors(name):
+    with _permitted(name), contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_semaphore(name)
 
 
 @contextlib.contextmanager
-def _os_errors(name: str) -> Iterator[None]:
-    """posix_ipc has classes of its own for what is an OSError."""
+def _permitted(name: str) -> Iterator[None]:
+    """The library's PermissionsError is no OSError."""
     try:
         yield
-    except posix_ipc.PermissionsError as error:
-        raise PermissionError(errno.EACCES, "the semaphore is another user's", name) from error
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"/dev/shm/sem.{name[1:]}") from None
 
 
 def _check_owner(name: str) -> None:
     """AttachError if another user made the semaphore, where a file shows whose it is."""
-    path = f"/dev/shm/sem.{name.removeprefix('/')}"
+    path = f"/dev/shm/sem.{name[1:]}"
     with contextlib.suppress(FileNotFoundError):
         owner = os.stat(path).st_uid
         if owner != os.geteuid():

@@ -165,7 +165,7 @@ def read_small(path: str, limit: int = 1 << 16) -> bytes:
     return data
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)

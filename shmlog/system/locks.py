@@ -66,6 +66,14 @@ class LockFile:
         found = os.fstat(self._fd.fileno())
         return found.st_dev, found.st_ino
 
+    def is_at(self, path: str) -> bool:
+        """Whether this file is what has the name now."""
+        try:
+            found = os.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self.place()
+
     def close(self) -> None:
         self._fd.close()
 

@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from shmlog.disk import directory
+from shmlog.disk.failure import Failure
 from shmlog.disk.recovery import inspect
 from shmlog.disk.segments import list_segments, segment_path
 from shmlog.errors import CorruptionError, RestartUnclearError
@@ -51,8 +52,11 @@ def describe(path: str) -> dict[str, Any]:
             if lock.locked(FIRST_PARTICIPANT_BYTE + number)
         ]
         flusher = view.load(CB.FLUSHER_PID) if lock.locked(LEASE_BYTE) else None
+    failed = view.load(CB.STATE) == STATE_FAILED
+    latched = Failure(view.load(CB.FAILED_ERRNO), view.load(CB.FAILED_LSN))
     return facts | {
-        "state": "failed" if view.load(CB.STATE) == STATE_FAILED else "live",
+        "state": "failed" if failed else "live",
+        "failure": str(latched) if failed else None,
         "reserved_lsn": view.load(CB.RESERVED_LSN),
         "committed_lsn": view.load(CB.COMMITTED_LSN),
         "durable_lsn": view.load(CB.DURABLE_LSN),
@@ -74,6 +78,7 @@ def _dead(where: directory.Directory) -> dict[str, Any]:
         return {"state": "unclear", "problem": str(error), "problem_lsn": error.lsn}
     return {
         "state": found.case.value,
+        "failure": found.failure and str(found.failure),
         "committed_lsn": found.end_lsn,
         "durable_lsn": found.vouched_lsn,
         "trimmed_lsn": found.trimmed_lsn,

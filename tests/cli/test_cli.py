@@ -243,6 +243,21 @@ def test_verify_reports_a_stray_file_among_the_segments_of_a_dead_log(log_path: 
     assert _json("verify", log_path, status=1)["problem_lsn"] is None
 
 
+def test_cursors_lists_where_each_is_and_who_has_it_open(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"one\ntwo\n")
+    assert _run("cursors", log_path).stdout == b"no cursors\n"
+    with shmlog.open(log_path) as log, log.cursor("reader"):
+        (facts,) = _json("cursors", log_path)
+        assert (facts["name"], facts["lsn"], facts["lag_records"], facts["pid"]) == (
+            "reader",
+            0,
+            2,
+            os.getpid(),
+        )
+        assert b"2 records (128 bytes" in _run("cursors", log_path).stdout
+    assert _json("cursors", log_path)[0]["pid"] is None
+
+
 def test_verify_of_a_log_that_is_trimmed_meanwhile_begins_again(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=64 << 10) as log:
         log.append_many([bytes(1000)] * 2000)

@@ -3,6 +3,7 @@
     make crash                      everything, about ten minutes
     make crash TIME=3600            as long as that, shared out by the recipes' weights
     make crash ARGS='--only stores power'
+    make crash ARGS='--only power_model --replay 7:123'
     make crash ARGS='--list'
 
 The exit status is 1 if a recipe saw a violation, and with --strict also if one could not
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="to see a run again")
     parser.add_argument("--strict", action="store_true", help="a recipe that cannot run here is a failure")
     parser.add_argument("--json", action="store_true", help="one object, for scripts")
+    parser.add_argument("--replay", metavar="NAME", help="of one recipe: see a violation again")
     parser.add_argument("--list", action="store_true", help="name the recipes and why one cannot run here")
     options = parser.parse_args()
     chosen = [known[name] for name in options.only or known]
@@ -49,12 +51,19 @@ def main() -> int:
     print(f"seed {options.seed}", file=say, flush=True)
     reasons = {recipe.name: recipe.missing() for recipe in chosen}
     able = [recipe for recipe in chosen if reasons[recipe.name] is None]
+    if options.replay:
+        able = [recipe for recipe in able if recipe.replay is not None]
+        if len(able) != 1:
+            parser.error("--replay needs --only, with a recipe that can")
     whole = sum(recipe.weight for recipe in able)
     done: dict[str, Tally] = {}
     interrupted = False
     try:
         for recipe in able:
-            tally = recipe.run(Budget(options.time * recipe.weight / whole, options.seed))
+            if options.replay and recipe.replay is not None:
+                tally = recipe.replay(options.replay)
+            else:
+                tally = recipe.run(Budget(options.time * recipe.weight / whole, options.seed))
             done[recipe.name] = tally
             print(tally.line(recipe.title), file=say, flush=True)
             for violation in tally.violations:

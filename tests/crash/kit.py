@@ -86,6 +86,8 @@ class Recipe:
     """Its share of the whole time beside the other recipes' weights."""
     missing: Callable[[], str | None] = lambda: None
     """Why it cannot run on this machine, or None."""
+    replay: Callable[[str], Tally] | None = None
+    """See one violation again, by the name that it was reported with."""
 
 
 def without_root() -> str | None:

@@ -21,7 +21,7 @@ import pytest
 from support.processes import SEGMENT_BYTES, append_some
 
 import shmlog
-from shmlog.disk import directory, failure, recovery
+from shmlog.disk import directory, failure, recovery, rewriting
 from shmlog.disk.failure import Failure
 from shmlog.disk.recovery import Case
 from shmlog.format.marks import MARK_SLOTS, SECTOR_BYTES
@@ -219,27 +219,29 @@ def _pages_that_were_never_written(
     monkeypatch: pytest.MonkeyPatch, heals: bool
 ) -> Callable[[], set[tuple[int, int]]]:
     """A file system that holds three pages of every segment to be allocated and never
-    written until they are given back."""
+    written until they are written past the page cache."""
     left: dict[int, set[int]] = {}
     healed: set[tuple[int, int]] = set()
+    write_past_the_cache = rewriting._write_past_the_cache
 
     def never_written(fd: int, begin: int, end: int) -> bool:
         pages = left.setdefault(os.fstat(fd).st_ino, {0, 3 * 4096, 4 * 4096})
         return any(begin < page + 4096 and page < end for page in pages)
 
-    def punch_hole(fd: int, begin: int, count: int) -> bool:
+    def write(fd: int, data: memoryview, begin: int) -> bool:
+        assert os.pread(fd, len(data), begin) == data, "killed here, nothing is lost"
         inode = os.fstat(fd).st_ino
-        os.pwrite(fd, bytes(count), begin)
-        if heals and count == 4096:
-            left[inode].discard(begin)
-            healed.add((inode, begin))
-        return True
+        for page in [page for page in left[inode] if heals and begin <= page < begin + len(data)]:
+            left[inode].discard(page)
+            healed.add((inode, page))
+        return write_past_the_cache(fd, data, begin)
 
     monkeypatch.setattr(files, "never_written", never_written)
-    monkeypatch.setattr(recovery._native, "punch_hole", punch_hole)
+    monkeypatch.setattr(rewriting, "_write_past_the_cache", write)
     return lambda: healed
 
 
+@pytest.mark.holds("Z2")
 def test_recovery_writes_pages_anew_that_the_file_system_never_wrote(
     crashed: directory.Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +255,25 @@ def test_recovery_writes_pages_anew_that_the_file_system_never_wrote(
     assert after.keys() == before.keys()
     assert all(after[name][8192:] == before[name][8192:] for name in before)
     assert all(after[name][:512] == before[name][:512] for name in before)
+
+
+@pytest.mark.holds("Z1")
+def test_recovery_vouches_for_nothing_that_left_memory_after_it_was_checked(
+    crashed: directory.Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a page that the kernel took for clean, and that its disk never had."""
+    found, write_anew = recovery.inspect(crashed, files.boot_id()), rewriting.write_anew
+
+    def drop(fd: int, begin: int, end: int, *, alone: bool) -> None:
+        if begin > 0:
+            os.pwrite(fd, bytes(4096), 3 * 4096)
+        write_anew(fd, begin, end, alone=alone)
+
+    monkeypatch.setattr(recovery, "write_anew", drop)
+    with pytest.raises(OSError, match="was lost from memory") as raised:
+        recovery.recover(crashed, files.boot_id())
+    assert raised.value.errno == errno.EIO
+    assert recovery.inspect(crashed, files.boot_id()).vouched_lsn == found.vouched_lsn
 
 
 def test_recovery_vouches_for_nothing_that_still_cannot_be_written(

@@ -3,6 +3,7 @@
  *   core_test NAME     run one test; exit status 0, or a message and abort
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -20,6 +21,8 @@
 #include "../../shmlog/native/core/fork.h"
 #include "../../shmlog/native/core/frame.h"
 #include "../../shmlog/native/core/guard.h"
+#include "../../shmlog/native/core/scan.h"
+#include "../../shmlog/native/core/take.h"
 
 #define CHECK(truth)                                                              \
     do {                                                                          \
@@ -167,6 +170,34 @@ static void test_writers_and_a_flusher(void) {
         CHECK(next[i] == RECORDS);
 }
 
+enum { ORDERED = 2000 };
+static shared_u64 ordered_words[64];
+static uint64_t ordered_data[ORDERED]; /* a word each: of smaller ones the sanitizer forgets some */
+static const bitmap_t ordered_ring = {.words = ordered_words, .granules = 64 * 64};
+
+/* First within a word, then over three. */
+static void *write_in_order(void *unused) {
+    (void)unused;
+    for (uint64_t g = 0, end; g < ORDERED; g = end) {
+        end = g < ORDERED / 2 || g + 150 > ORDERED ? g + 1 : g + 150;
+        for (uint64_t at = g; at < end; at++)
+            ordered_data[at] = 7;
+        CHECK(bitmap_publish(&ordered_ring, g, end) == OUTCOME_DONE);
+    }
+    return NULL;
+}
+
+/* Nothing but PUBLISH and SCAN orders what is written and what is read: in the test below the
+ * writers' next compare-and-swap would hide that one of them is missing. */
+static void test_publication(void) {
+    pthread_t writer;
+    pthread_create(&writer, NULL, write_in_order, NULL);
+    for (uint64_t at = 0; at < ORDERED;)
+        for (uint64_t end = bitmap_scan(&ordered_ring, at, at + 1, 0); at < end; at++) /* no later word's order */
+            CHECK(ordered_data[at] == 7);
+    pthread_join(writer, NULL);
+}
+
 /* A file that is cut under its map: the store completes and the fault is counted. */
 static void test_guard(void) {
     char name[] = "/tmp/core_test_XXXXXX";
@@ -225,12 +256,139 @@ static void test_fork(void) {
     CHECK(fcntl(fd, F_GETFD) < 0);
 }
 
+/* ---- a scan of two segments, whose columns are let go of in several threads ---- */
+
+enum { SCAN_SEGMENT = 1 << 16, SCAN_SEED = 5 };
+
+static void write_segment(const char *directory, uint64_t first) {
+    char path[256];
+    snprintf(path, sizeof path, "%s/%020llu.seg", directory, (unsigned long long)first);
+    uint8_t *bytes = calloc(1, SEGMENT_HEADER_BYTES + SCAN_SEGMENT), *at = bytes + SEGMENT_HEADER_BYTES;
+    CHECK(bytes);
+    memset(bytes, 'h', SCAN_HEADER_BYTES);
+    for (uint64_t lsn = first; lsn < first + SCAN_SEGMENT; lsn += 160, at += 160) {
+        uint64_t left = first + SCAN_SEGMENT - lsn;
+        if (left < 160) {
+            frame_seal_filler(at, KIND_PAD, lsn, left, 0, 0, 0, SCAN_SEED);
+            break;
+        }
+        frame_t f = {.payload_bytes = 128, .lsn = lsn, .kind = KIND_DATA, .tag = (uint32_t)(lsn / 160 % 7)};
+        memset(at + 32, (int)(lsn & 0x7F) + 1, 128);
+        memcpy(at + 32, &lsn, 8);
+        frame_seal(at, f, crc32c(SCAN_SEED, at + 32, 128));
+    }
+    int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0600);
+    CHECK(fd >= 0);
+    CHECK(write(fd, bytes, SEGMENT_HEADER_BYTES + SCAN_SEGMENT) == SEGMENT_HEADER_BYTES + SCAN_SEGMENT);
+    close(fd);
+    free(bytes);
+}
+
+static char *copied(const char *text) {
+    char *copy = strdup(text);
+    CHECK(copy);
+    return copy;
+}
+
+static scan_t *new_scan(const char *directory) {
+    static const node_t nodes[] = {{"", "+s", 3, NODE_STRUCT, 0, 0, 1},
+                                   {"data", "vz", 0, NODE_DATA, 0, 0, 1},
+                                   {"number", "l", 0, NODE_INSTANTS, 0, 8, 1},
+                                   {"list", "+w:2", 1, NODE_LIST, 0, 0, 1},
+                                   {"item", "I", 0, NODE_SWAPPED, 8, 4, 2}};
+    form_t *form = form_new(5);
+    CHECK(form);
+    for (size_t i = 0; i < form->count; i++) {
+        form->nodes[i] = nodes[i];
+        form->nodes[i].name = copied(nodes[i].name);
+        form->nodes[i].format = copied(nodes[i].format);
+    }
+    form->payload_bytes = 128;
+    CHECK(form_check(form));
+    form->nodes[2].offset = 121;
+    CHECK(!form_check(form)); /* beyond the payload */
+    form->nodes[2].offset = 0;
+    form->nodes[3].child_count = 2;
+    CHECK(!form_check(form)); /* no tree */
+    form->nodes[3].child_count = 1;
+    CHECK(form_check(form));
+    scan_t *scan = calloc(1, sizeof *scan);
+    CHECK(scan);
+    scan->form = form;
+    scan->directory = copied(directory);
+    memset(scan->header, 'h', SCAN_HEADER_BYTES);
+    scan->segment_bytes = SCAN_SEGMENT;
+    scan->stop = scan->end = 2 * SCAN_SEGMENT;
+    scan->seed = SCAN_SEED;
+    scan->verify = 1;
+    scan->batch_records = 100;
+    scan->batch_bytes = 1 << 20;
+    return scan;
+}
+
+static void *let_go(void *array) {
+    struct ArrowArray *own = array;
+    own->release(own);
+    return NULL;
+}
+
+static void test_scan(void) {
+    char directory[] = "/tmp/core_test_XXXXXX", path[256];
+    CHECK(mkdtemp(directory));
+    write_segment(directory, 0);
+    write_segment(directory, SCAN_SEGMENT);
+    struct ArrowArrayStream stream;
+    struct ArrowSchema schema;
+    struct ArrowArray batch;
+    scan_stream(new_scan(directory), &stream);
+    CHECK(stream.get_schema(&stream, &schema) == 0 && schema.n_children == 3);
+    struct ArrowSchema child = *schema.children[2];
+    schema.children[2]->release = NULL; /* moved */
+    schema.release(&schema);
+    CHECK(!schema.release && strcmp(child.children[0]->format, "I") == 0);
+    child.release(&child);
+    int64_t rows = 0;
+    for (; stream.get_next(&stream, &batch) == 0 && batch.release; rows += batch.length) {
+        struct ArrowArray parts[3];
+        pthread_t threads[3];
+        for (unsigned i = 0; i < 3; i++) {
+            parts[i] = *batch.children[i];
+            batch.children[i]->release = NULL;
+        }
+        batch.release(&batch);
+        const int64_t *numbers = parts[1].buffers[1];
+        for (int64_t i = 1; i < parts[1].length; i++)
+            CHECK(numbers[i] == numbers[i - 1] + 160 || numbers[i] == SCAN_SEGMENT);
+        for (unsigned i = 0; i < 3; i++)
+            CHECK(pthread_create(&threads[i], NULL, let_go, &parts[i]) == 0);
+        for (unsigned i = 0; i < 3; i++)
+            CHECK(pthread_join(threads[i], NULL) == 0 && !parts[i].release);
+    }
+    CHECK(rows == 2 * (SCAN_SEGMENT / 160) && stream.get_last_error(&stream) == NULL);
+    stream.release(&stream);
+    scan_stream(new_scan(directory), &stream); /* released half-way, with a batch that goes on */
+    CHECK(stream.get_next(&stream, &batch) == 0 && batch.length == 100);
+    stream.release(&stream);
+    CHECK(((const int64_t *)batch.children[1]->buffers[1])[99] == 99 * 160);
+    batch.release(&batch);
+    for (uint64_t first = 0; first <= SCAN_SEGMENT; first += SCAN_SEGMENT) {
+        snprintf(path, sizeof path, "%s/%020llu.seg", directory, (unsigned long long)first);
+        CHECK(unlink(path) == 0);
+    }
+    scan_stream(new_scan(directory), &stream);
+    CHECK(stream.get_next(&stream, &batch) == ENOENT && stream.get_next(&stream, &batch) == ENOENT);
+    CHECK(strstr(stream.get_last_error(&stream), "trimmed"));
+    stream.release(&stream);
+    CHECK(rmdir(directory) == 0);
+}
+
 int main(int count, char **arguments) {
     static const struct {
         const char *name;
         void (*run)(void);
     } tests[] = {{"crc", test_crc},     {"bitmap", test_bitmap}, {"frames", test_frames},
-                 {"guard", test_guard}, {"sent", test_sent},     {"fork", test_fork},     {"writers", test_writers_and_a_flusher}};
+                 {"guard", test_guard}, {"sent", test_sent},     {"fork", test_fork},     {"writers", test_writers_and_a_flusher},
+                 {"scan", test_scan},     {"publication", test_publication}};
     crc_initialize();
     crc_initialize();
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)

@@ -14,7 +14,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parents[1] / "shmlog" / "native" / "core"
-TESTS = ("crc", "bitmap", "frames", "guard", "sent", "fork", "writers")
+TESTS = ("crc", "bitmap", "frames", "guard", "sent", "fork", "writers", "scan", "publication")
 SANITIZERS = {
     "plain": (),
     "address-undefined": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),

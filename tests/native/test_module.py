@@ -6,8 +6,10 @@ import ast
 import gc
 import mmap
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from shmlog import _native
 from shmlog.format.geometry import PARTICIPANT_COUNT, Geometry
 from shmlog.format.layout import CB, PT, STATE_RUNNING
+from shmlog.records.arrow import RECORD_NODES
 
 STUB = Path(_native.__file__).with_name("_native.pyi")
 GEOMETRY = Geometry(64 << 10, 64 << 10)
@@ -171,6 +174,12 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
     rows = np.zeros((2, 8), np.uint8)
     columns = tuple(np.empty(8, kind) for kind in (np.uint64, np.int64, np.uint32, np.uint16, np.uint32))
 
+    places, room = np.zeros(8, np.int64), bytearray(5)
+    columns[4][:] = 5
+    taking = (np.zeros(1, np.uint64), (mapping,), GEOMETRY.segment_bytes, 64, 7), np.zeros(1, np.uint64)
+    where = b"/nowhere", bytes(32), GEOMETRY.segment_bytes, 0, 64, 64, bytes(16), 7
+    stream = RECORD_NODES, -1, *where, True, np.arange(9, dtype=np.uint32).tobytes(), 9, 9, None
+
     def again() -> None:
         """Begin at LSN 0 anew."""
         words = (CB.RESERVED_LSN, CB.LIMIT_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN)
@@ -223,6 +232,9 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
         "crc32c": lambda: _native.crc32c(b"x" * 100),
         "walk": lambda: _native.walk(memoryview(mapping)[4096:], 0, 0, 64, 7, True, -1, False, columns),
         "records": lambda: _native.records(mapping, 0, 0, 64, 64, 7, True, 8, tuple_of_five),
+        "arrow_array": lambda: _native.arrow_array(RECORD_NODES, mapping, columns, places, None),
+        "arrow_stream": lambda: _native.arrow_stream(*stream),
+        "take": lambda: (_native.take_rows(*taking, 5, room), _native.take_records(*taking, columns, places)),
         "find_frame": lambda: _native.find_frame(memoryview(mapping)[4096:], 0, 0, 64, 7),
         "filler": lambda: _native.filler(3, 64, 64, 0, 0, 7),
         "control": lambda: (control.load(0), control.add(CB.COMMITS, 1), control.scan(0, 64, True)),
@@ -250,6 +262,9 @@ NAMES = [
     "crc32c",
     "walk",
     "records",
+    "arrow_array",
+    "arrow_stream",
+    "take",
     "find_frame",
     "filler",
     "control",
@@ -315,3 +330,26 @@ def test_the_stub_names_what_is_there_and_nothing_else() -> None:
         if parts is not None:
             plain = {part for part in parts if not (part.startswith("__") and part.endswith("__"))}
             assert plain == members(getattr(_native, words.get(name, name))), name
+
+
+@pytest.mark.parametrize("enabled", ["before", "after"])
+def test_faulthandler_lets_a_lost_page_pass_only_if_enabled_first(tmp_path: Path, enabled: str) -> None:
+    """As the documentation says: what is installed after ours takes its place."""
+    program = f"""
+        import faulthandler, os, sys
+        if {enabled == "before"}: faulthandler.enable()
+        from shmlog import _native
+        fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, 8192)
+        mapping = _native.Mapping(fd, 8192, True)
+        if {enabled == "after"}: faulthandler.enable()
+        os.ftruncate(fd, 0)
+        memoryview(mapping)[0] = 1
+        sys.exit(0 if mapping.faulted else 1)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    if enabled == "before":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == -signal.SIGBUS and b"Bus error" in done.stderr

@@ -335,7 +335,7 @@ def test_a_batch_becomes_an_arrow_batch(log_path: Path) -> None:
             arrow = batch.to_arrow()
             arrow.validate(full=True)
             assert arrow.schema.names == ["lsn", "time_ns", "tag", "writer", "data"]
-            assert arrow.schema.field("data").type == pyarrow.binary()
+            assert arrow.schema.field("data").type == pyarrow.binary_view()
             expected = [(r.lsn, r.time_ns, r.tag, r.writer, bytes(r.data)) for r in batch]
             assert [tuple(row.values()) for row in arrow.to_pylist()] == expected
         del batch

@@ -8,9 +8,19 @@ import struct
 from pathlib import Path
 
 import pytest
-from support.processes import SEGMENT_BYTES, Child, Wire, block_path, flusher_pids, is_alive, until
+from support.processes import (
+    SEGMENT_BYTES,
+    Child,
+    Wire,
+    block_path,
+    flusher_pids,
+    is_alive,
+    lose_shared_memory,
+    until,
+)
 
 import shmlog
+from shmlog.disk.segments import map_segment
 from shmlog.format.layout import CB
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -77,3 +87,24 @@ def test_a_scribbled_word_ends_every_call_and_costs_no_durable_record(
         own = [bytes(record.data) for record in log.read()]
         assert own[:COUNT] == [b"%1000d" % n for n in range(COUNT)]
         log.append(b"and on", durable=True)
+
+
+def test_an_append_ends_though_its_tail_was_overwritten_and_put_right_again(log_path: Path) -> None:
+    """A higher segment is mapped where the tail's should be, and does not make way for it."""
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES) as log:
+        log.append(b"before", durable=True)
+        for number in range(1, 9):
+            log._map(number, map_segment(log._directory, 0, writable=True))
+        for timeout in (0.0, 0.1):
+            with pytest.raises(TimeoutError, match="the append ran out"):
+                log.append(b"x", timeout=timeout)
+    with shmlog.open(log_path) as log:
+        assert log.append(b"and on") == 64
+
+
+def test_an_overwritten_reason_for_a_full_disk_is_told_as_it_is(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, flusher="external", timeout=0.1) as log:
+        log._joined.control.native.store(CB.FULL_ERRNO, 2**64 - 1)
+        with pytest.raises(shmlog.LogFullError, match=f"cannot prepare more: Unknown error {2**64 - 1}"):
+            log.append(b"x")
+    lose_shared_memory(log_path)

@@ -50,6 +50,10 @@ def test_the_messages_carry_the_values_that_disagree() -> None:
     assert "64" in str(EXAMPLES[6])
 
 
+def test_an_errno_that_no_system_has_is_told_as_it_is() -> None:
+    assert "Unknown error 18446744073709551615" in str(errors.LogFailedError(2**64 - 1, 0))
+
+
 def test_a_record_too_large_is_the_callers_fault() -> None:
     assert issubclass(errors.RecordTooLargeError, ValueError)
     assert not issubclass(errors.RecordTooLargeError, errors.ShmlogError)

@@ -43,15 +43,19 @@ typedef struct {
 _Static_assert(sizeof(frame_t) == FRAME_HEADER_BYTES, "a frame header has no holes");
 _Static_assert(offsetof(frame_t, tag) == FR_TAG && offsetof(frame_t, flags) == FR_FLAGS, "frame layout");
 
-enum frame_problem {
-    FRAME_VALID = 0,
-    FRAME_NEVER_WRITTEN = 1,
-    FRAME_BAD_KIND = 2,
-    FRAME_BAD_LSN = 3,
-    FRAME_BAD_LENGTH = 4,
-    FRAME_BAD_CHECKSUM = 5,
-    FRAME_OUT_OF_BOUNDS = 6
-};
+/* What a check finds, and how it is said. */
+#define FRAME_PROBLEMS(X)                                                                               \
+    X(FRAME_VALID, 0, "valid")                                                                          \
+    X(FRAME_NEVER_WRITTEN, 1, "never written")                                                          \
+    X(FRAME_BAD_KIND, 2, "unknown kind or flags")                                                       \
+    X(FRAME_BAD_LSN, 3, "the frame names another LSN")                                                  \
+    X(FRAME_BAD_LENGTH, 4, "the length goes past the end")                                              \
+    X(FRAME_BAD_CHECKSUM, 5, "the checksum does not match")                                             \
+    X(FRAME_OUT_OF_BOUNDS, 6, "the header does not fit")
+
+#define SHMLOG_PROBLEM(name, number, text) name = (number),
+enum frame_problem { FRAME_PROBLEMS(SHMLOG_PROBLEM) };
+#undef SHMLOG_PROBLEM
 
 static inline uint64_t frame_bytes(uint64_t payload_bytes) {
     return (FRAME_HEADER_BYTES + payload_bytes + GRANULE_BYTES - 1) & ~(uint64_t)(GRANULE_BYTES - 1);
@@ -120,7 +124,31 @@ static inline enum frame_problem frame_check(const uint8_t *at, uint64_t lsn, ui
     return problem == FRAME_VALID && verify ? frame_sum_check(at, out, seed) : problem;
 }
 
-/* Where the caller wants the columns of an index; any may be NULL. */
+/* Which tags a reader wants: all, those of a range (low, low + step ... up to high), or a set. */
+typedef struct {
+    enum { TAGS_ALL = 0, TAGS_RANGE, TAGS_SET } kind;
+    uint32_t low, high, step;
+    const uint32_t *set; /* ascending */
+    size_t set_count;
+} tags_t;
+
+static inline int tags_have(const tags_t *tags, uint32_t tag) {
+    if (tags->kind == TAGS_ALL)
+        return 1;
+    if (tags->kind == TAGS_RANGE)
+        return tag >= tags->low && tag <= tags->high && (tag - tags->low) % tags->step == 0;
+    size_t low = 0, high = tags->set_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (tags->set[middle] < tag)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < tags->set_count && tags->set[low] == tag;
+}
+
+/* Where the caller wants the columns of an index; without an lsn column, none is wanted. */
 typedef struct {
     uint64_t *lsn;
     int64_t *time_ns;
@@ -137,16 +165,16 @@ typedef struct {
     enum frame_problem problem; /* why it stopped, FRAME_VALID at the bound or when full */
 } walk_t;
 
-/* Index the DATA frames of [begin, end) of one segment whose byte at `base_lsn`
- * is at `base`.  Stops at the bound, at the capacity, at the first frame that is
- * not valid and, with stop_at_gap, at a PAD or FILL once something was indexed:
- * then all that was indexed is contiguous. */
-static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t begin, uint64_t end,
-                                uint32_t seed, int verify, int64_t want_tag, int stop_at_gap,
-                                const columns_t *to) {
+/* Index the DATA frames of one segment, whose byte at `base_lsn` is at `base`, that begin in
+ * [begin, stop) and end by `end`, which is no less than stop.  Stops there, at the capacity, at
+ * the first frame that is not valid and, with stop_at_gap, at a PAD or FILL once something was
+ * indexed: then all that was indexed is contiguous. */
+static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t begin, uint64_t stop,
+                                uint64_t end, uint32_t seed, int verify, const tags_t *tags,
+                                int stop_at_gap, const columns_t *to) {
     walk_t w = {.next_lsn = begin, .whole_lsn = begin, .problem = FRAME_VALID};
     uint64_t lsn = begin, count = 0;
-    while (lsn < end) {
+    while (lsn < stop) {
         frame_t f;
         enum frame_problem problem = frame_check(base + (lsn - base_lsn), lsn, end - lsn, seed, verify, &f);
         if (problem != FRAME_VALID) {
@@ -154,7 +182,7 @@ static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t
             break;
         }
         if (f.kind == KIND_DATA) {
-            if (want_tag < 0 || (uint32_t)want_tag == f.tag) {
+            if (tags_have(tags, f.tag)) {
                 if (count == to->capacity)
                     break;
                 if (to->lsn) {
@@ -169,7 +197,11 @@ static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t
         } else if (stop_at_gap && count) {
             break;
         }
-        lsn += frame_bytes(f.payload_bytes);
+        uint64_t bytes = frame_bytes(f.payload_bytes);
+        lsn += bytes;
+        /* Where the sixth from here begins if they are alike: without the payloads between the
+         * headers nothing else makes the processor look ahead.  A prefetch cannot fault. */
+        __builtin_prefetch((const void *)((uintptr_t)base + (lsn - base_lsn) + 5 * bytes));
         if (!(f.flags & FLAG_BATCH_GOES_ON))
             w.whole_lsn = lsn;
     }

@@ -74,6 +74,7 @@ enum { FLAG_BATCH_GOES_ON = 1 };
     X(CB, WANTED_DURABLE, 1296)                                                                         \
     X(CB, WANTED_TRIMMED, 1304)                                                                         \
     X(CB, STARTING_NS, 1312)       /* when a flusher without a lease was last started, or 0 */          \
+    X(CB, STARTS, 1320)            /* flushers started since one came to serve */                       \
     X(CB, PARTICIPANT_HIGH, 1408)  /* one more than the highest slot ever taken */                      \
     X(CB, GENERATION, 1536)        /* flusher's own: how many there have been, what they did */         \
     X(CB, FLUSHER_PID, 1544)                                                                            \

@@ -26,30 +26,52 @@ static PyObject *py_crc32c_table(PyObject *module, PyObject *args) {
     return PyLong_FromUnsignedLong(crc);
 }
 
-/* [begin, end) must lie inside the buffer whose first byte is base_lsn. */
-static int walk_bounds(const Py_buffer *view, uint64_t base_lsn, uint64_t begin, uint64_t end) {
-    if (base_lsn <= begin && begin <= end && end - base_lsn <= (uint64_t)view->len &&
-        begin % GRANULE_BYTES == 0)
+/* Not up to the last LSN there is: a step of a granule from below `end` would begin again at 0. */
+int walk_bounds(Py_ssize_t bytes, uint64_t base_lsn, uint64_t begin, uint64_t end) {
+    if (base_lsn <= begin && begin <= end && end - base_lsn <= (uint64_t)bytes &&
+        end <= NO_LSN - (GRANULE_BYTES - 1) && begin % GRANULE_BYTES == 0)
         return 0;
     PyErr_Format(PyExc_ValueError, "[%llu, %llu) is not inside %zd bytes from %llu",
-                 (unsigned long long)begin, (unsigned long long)end, view->len, (unsigned long long)base_lsn);
+                 (unsigned long long)begin, (unsigned long long)end, bytes, (unsigned long long)base_lsn);
     return -1;
 }
 
-/* Where Python wants the columns of an index. */
-enum { COLUMN_COUNT = 5 };
-typedef struct {
-    Py_buffer views[COLUMN_COUNT];
-    int held;
-    columns_t to;
-} columns_view_t;
+static int parse_tag_range(PyObject *range, tags_t *tags) {
+    tags->kind = TAGS_RANGE;
+    if (!PyArg_ParseTuple(range, "III", &tags->low, &tags->high, &tags->step))
+        return -1;
+    if (tags->step)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "a range of tags with step 0");
+    return -1;
+}
 
-static void columns_close(columns_view_t *columns) {
+int parse_tags(PyObject *argument, tags_t *tags) {
+    *tags = (tags_t){.kind = TAGS_ALL};
+    if (!argument || argument == Py_None)
+        return 0;
+    if (PyTuple_Check(argument))
+        return parse_tag_range(argument, tags);
+    if (PyBytes_Check(argument)) {
+        tags->kind = TAGS_SET;
+        tags->set = (const uint32_t *)(const void *)PyBytes_AS_STRING(argument);
+        tags->set_count = (size_t)PyBytes_GET_SIZE(argument) / sizeof(uint32_t);
+        return 0;
+    }
+    long long tag = PyLong_AsLongLong(argument);
+    if (tag == -1 && PyErr_Occurred())
+        return -1;
+    if (tag >= 0)
+        *tags = (tags_t){.kind = TAGS_RANGE, .low = (uint32_t)tag, .high = (uint32_t)tag, .step = 1};
+    return 0;
+}
+
+void columns_close(columns_view_t *columns) {
     while (columns->held)
         PyBuffer_Release(&columns->views[--columns->held]);
 }
 
-static int columns_open(PyObject *into, columns_view_t *columns) {
+int columns_open(PyObject *into, columns_view_t *columns) {
     static const Py_ssize_t item_bytes[COLUMN_COUNT] = {8, 8, 4, 2, 4};
     Py_buffer *views = columns->views;
     columns->to = (columns_t){.capacity = UINT64_MAX};
@@ -78,19 +100,23 @@ static int columns_open(PyObject *into, columns_view_t *columns) {
 static PyObject *py_walk(PyObject *module, PyObject *args) {
     (void)module;
     Py_buffer view;
-    unsigned long long base_lsn, begin_lsn, end_lsn;
+    unsigned long long base_lsn, begin_lsn, end_lsn, stop_lsn = UINT64_MAX;
     unsigned int seed;
     int verify, stop_at_gap;
-    long long tag;
-    PyObject *into, *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*KKKIpLpO", &view, &base_lsn, &begin_lsn, &end_lsn, &seed, &verify, &tag,
-                          &stop_at_gap, &into))
+    PyObject *wanted, *into, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*KKKIpOpO|K", &view, &base_lsn, &begin_lsn, &end_lsn, &seed, &verify,
+                          &wanted, &stop_at_gap, &into, &stop_lsn))
         return NULL;
+    if (stop_lsn > end_lsn)
+        stop_lsn = end_lsn;
+    tags_t tags;
     columns_view_t columns = {.held = 0};
-    if (walk_bounds(&view, base_lsn, begin_lsn, end_lsn) == 0 && columns_open(into, &columns) == 0) {
+    if (walk_bounds(view.len, base_lsn, begin_lsn, end_lsn) == 0 && parse_tags(wanted, &tags) == 0 &&
+        columns_open(into, &columns) == 0) {
         walk_t w;
         Py_BEGIN_ALLOW_THREADS
-        w = frame_walk(view.buf, base_lsn, begin_lsn, end_lsn, seed, verify, tag, stop_at_gap, &columns.to);
+        w = frame_walk(view.buf, base_lsn, begin_lsn, stop_lsn, end_lsn, seed, verify, &tags, stop_at_gap,
+                       &columns.to);
         Py_END_ALLOW_THREADS
         result = Py_BuildValue("KKKi", (unsigned long long)w.count, (unsigned long long)w.next_lsn,
                                (unsigned long long)w.whole_lsn, (int)w.problem);
@@ -130,8 +156,12 @@ typedef struct {
     unsigned int seed;
     int verify;
     Py_ssize_t most;
+    tags_t tags;
     enum frame_problem problem;
 } records_t;
+
+/* So many frames are looked at for each record that is wanted before the GIL may go round. */
+enum { LOOKED_AT = 64 };
 
 /* Check the frame at `at`, without the GIL if that takes long. */
 static enum frame_problem records_check(const records_t *r, const uint8_t *at, frame_t *f) {
@@ -147,13 +177,15 @@ static enum frame_problem records_check(const records_t *r, const uint8_t *at, f
 
 /* Append to `records` until one of the bounds or a problem; -1 with an exception. */
 static int records_make(records_t *r, PyObject *memory, PyObject *records) {
-    while (r->lsn < r->stop_lsn && r->lsn < r->end_lsn && PyList_GET_SIZE(records) < r->most) {
+    Py_ssize_t looked = 0;
+    while (r->lsn < r->stop_lsn && r->lsn < r->end_lsn && PyList_GET_SIZE(records) < r->most &&
+           looked++ / LOOKED_AT < r->most) {
         frame_t f;
         uint64_t offset = SEGMENT_HEADER_BYTES + (r->lsn - r->base_lsn);
         r->problem = records_check(r, r->mapping->base + offset, &f);
         if (r->problem != FRAME_VALID)
             return 0;
-        if (f.kind == KIND_DATA) {
+        if (f.kind == KIND_DATA && tags_have(&r->tags, f.tag)) {
             PyObject *record = make_record(r->type, &f, memory, offset + FRAME_HEADER_BYTES);
             int failed = !record || PyList_Append(records, record) != 0;
             Py_XDECREF(record);
@@ -168,16 +200,18 @@ static int records_make(records_t *r, PyObject *memory, PyObject *records) {
 /* The segment's first frame, at base_lsn, follows its header in the mapping. */
 static PyObject *py_records(PyObject *module, PyObject *args) {
     records_t r = {.problem = FRAME_VALID};
-    if (!PyArg_ParseTuple(args, "O!KKKKIpnO!", state_of(module)->mapping_type, &r.mapping, &r.base_lsn,
+    PyObject *wanted = NULL;
+    if (!PyArg_ParseTuple(args, "O!KKKKIpnO!|O", state_of(module)->mapping_type, &r.mapping, &r.base_lsn,
                           &r.lsn, &r.stop_lsn, &r.end_lsn, &r.seed, &r.verify, &r.most, &PyType_Type,
-                          &r.type))
+                          &r.type, &wanted) ||
+        parse_tags(wanted, &r.tags) != 0)
         return NULL;
     if (!PyType_IsSubtype(r.type, &PyTuple_Type) || r.type->tp_itemsize != sizeof(PyObject *))
         return PyErr_Format(PyExc_TypeError, "%s is no kind of tuple", r.type->tp_name);
-    Py_buffer whole = {.len = (Py_ssize_t)r.mapping->bytes - SEGMENT_HEADER_BYTES};
-    if (whole.len < 0)
+    Py_ssize_t frames = (Py_ssize_t)r.mapping->bytes - SEGMENT_HEADER_BYTES;
+    if (frames < 0)
         return PyErr_Format(PyExc_ValueError, "the mapping is too small for a segment");
-    if (walk_bounds(&whole, r.base_lsn, r.lsn, r.end_lsn) != 0)
+    if (walk_bounds(frames, r.base_lsn, r.lsn, r.end_lsn) != 0)
         return NULL;
     PyObject *memory = PyMemoryView_FromObject((PyObject *)r.mapping), *records = PyList_New(0);
     int failed = !memory || !records || records_make(&r, memory, records) != 0;
@@ -196,7 +230,7 @@ static PyObject *py_find_frame(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*KKKI", &view, &base_lsn, &begin_lsn, &end_lsn, &seed))
         return NULL;
     uint64_t found = NO_LSN;
-    int bad = walk_bounds(&view, base_lsn, begin_lsn, end_lsn);
+    int bad = walk_bounds(view.len, base_lsn, begin_lsn, end_lsn);
     if (!bad) {
         Py_BEGIN_ALLOW_THREADS
         found = frame_find(view.buf, base_lsn, begin_lsn, end_lsn, seed);
@@ -232,12 +266,12 @@ static PyMethodDef frames_functions[] = {
     {"crc32c_table", py_crc32c_table, METH_VARARGS,
      "crc32c_table(data, seed=0)\n--\n\nCRC-32C by the portable path."},
     {"records", py_records, METH_VARARGS,
-     "records(mapping, base_lsn, begin_lsn, stop_lsn, end_lsn, seed, verify, most, type)\n--\n\n"
+     "records(mapping, base_lsn, begin_lsn, stop_lsn, end_lsn, seed, verify, most, type, tags=None)\n--\n\n"
      "The DATA frames of a mapped segment that begin in [begin_lsn, stop_lsn) and end by end_lsn, at most\n"
      "so many, as instances of a tuple type: ([(lsn, time_ns, tag, writer, data)], next_lsn, problem)."},
     {"walk", py_walk, METH_VARARGS,
-     "walk(buffer, base_lsn, begin_lsn, end_lsn, seed, verify, tag, stop_at_gap, columns)\n--\n\n"
-     "Index the DATA frames of a range: (count, next_lsn, whole_lsn, problem)."},
+     "walk(buffer, base_lsn, begin_lsn, end_lsn, seed, verify, tags, stop_at_gap, columns, stop_lsn=end_lsn)"
+     "\n--\n\nIndex the DATA frames of a range: (count, next_lsn, whole_lsn, problem)."},
     {"find_frame", py_find_frame, METH_VARARGS,
      "find_frame(buffer, base_lsn, begin_lsn, end_lsn, seed)\n--\n\n"
      "The LSN of the next frame that is valid, or would be but for reaching past end_lsn; or None."},

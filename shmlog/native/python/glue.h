@@ -24,6 +24,7 @@
 #include "../core/bitmap.h"
 #include "../core/fork.h"
 #include "../core/guard.h"
+#include "../core/map.h"
 
 #define RELEASE_GIL_BYTES 32768u /* below this, letting go costs more than it gives */
 
@@ -57,12 +58,16 @@ int control_exec(PyObject *module);
 int writer_exec(PyObject *module);
 int reservation_exec(PyObject *module);
 int frames_exec(PyObject *module);
+int stream_exec(PyObject *module);
+int take_exec(PyObject *module);
+int watch_exec(PyObject *module);
 int system_exec(PyObject *module);
 
 /* ------------------------------------------------------------------ types */
 
 typedef struct {
     PyObject_HEAD
+    map_t *map; /* held; below is what it says */
     uint8_t *base;
     size_t bytes;
     int writable;
@@ -92,7 +97,29 @@ typedef struct {
     _Atomic unsigned long open_by[CLAIM_COUNT]; /* and the thread that made it */
 } WriterObject;
 
+/* A Mapping that takes over the hold on a map; NULL with an exception, and let go of. */
+PyObject *mapping_of(PyTypeObject *type, map_t *map);
+
 /* -------------------------------------------------------------- arguments */
+
+/* Which tags: None, an int (all if negative), (low, high, step) or bytes of ascending uint32, which
+ * the argument must outlive; -1 with an exception. */
+int parse_tags(PyObject *argument, tags_t *tags);
+
+/* [begin, end) must lie inside so many bytes, the first of which is base_lsn. */
+int walk_bounds(Py_ssize_t bytes, uint64_t base_lsn, uint64_t begin, uint64_t end);
+
+/* Python's arrays of lsn, time_ns, tag, writer and nbytes, which are to be filled or exported. */
+enum { COLUMN_COUNT = 5 };
+typedef struct {
+    Py_buffer views[COLUMN_COUNT];
+    int held;
+    columns_t to;
+} columns_view_t;
+
+/* -1 with an exception; what is held is to be let go of in any case. */
+int columns_open(PyObject *into, columns_view_t *columns);
+void columns_close(columns_view_t *columns);
 
 /* What append() and the like were called with. */
 typedef struct {

@@ -17,34 +17,31 @@ static PyObject *Mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     if (bytes <= 0)
         return PyErr_Format(PyExc_ValueError, "cannot map %zd bytes", bytes);
-    if ((errno = guard_install()) != 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    void *base = mmap(NULL, (size_t)bytes, protection, MAP_SHARED, fd, 0);
-    if (base == MAP_FAILED)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    guard_range_t *range = guard_add(base, (size_t)bytes, protection);
-    MappingObject *self = range ? (MappingObject *)type->tp_alloc(type, 0) : NULL;
+    map_t *map;
+    if ((errno = map_file(fd, (size_t)bytes, writable, &map)) != 0)
+        return errno == ENOMEM ? PyErr_Format(PyExc_MemoryError, "too many mappings in this process")
+                               : PyErr_SetFromErrno(PyExc_OSError);
+    return mapping_of(type, map);
+}
+
+PyObject *mapping_of(PyTypeObject *type, map_t *map) {
+    MappingObject *self = (MappingObject *)type->tp_alloc(type, 0);
     if (!self) {
-        if (range)
-            guard_remove(range);
-        else
-            PyErr_SetString(PyExc_MemoryError, "too many mappings in this process");
-        munmap(base, (size_t)bytes);
+        map_drop(map);
         return NULL;
     }
-    self->base = base;
-    self->bytes = (size_t)bytes;
-    self->writable = writable;
-    self->range = range;
+    self->map = map;
+    self->base = map->base;
+    self->bytes = map->bytes;
+    self->writable = map->writable;
+    self->range = map->range;
     return (PyObject *)self;
 }
 
 static void Mapping_dealloc(MappingObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    guard_remove(self->range);
-    munmap(self->base, self->bytes);
+    map_drop(self->map);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }

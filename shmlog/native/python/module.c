@@ -8,6 +8,7 @@
 #include "glue.h"
 
 #include "../core/wait.h"
+#include "../core/watch.h"
 
 #include <errno.h>
 
@@ -83,11 +84,13 @@ static const number_t offsets[] = {CB_LAYOUT(OFFSET) PT_LAYOUT(OFFSET) CL_LAYOUT
 #define NUMBER(name) {NULL, #name, name},
 static const number_t numbers[] = {LAYOUT_NUMBERS(NUMBER)};
 #define REASON(name, number) {NULL, #name, number},
+#define PROBLEM(name, number, text) {NULL, #name, number},
 static const number_t constants[] = {
     SLOW_REASONS(REASON) NUMBER(WAIT_REACHED) NUMBER(WAIT_TIMEOUT) NUMBER(WAIT_RING) NUMBER(WAIT_FAILED)
-    NUMBER(WAIT_SLICE_NS) NUMBER(DURABLE_SPIN_NS) NUMBER(FRAME_VALID) NUMBER(FRAME_NEVER_WRITTEN)
-    NUMBER(FRAME_BAD_KIND) NUMBER(FRAME_BAD_LSN) NUMBER(FRAME_BAD_LENGTH) NUMBER(FRAME_BAD_CHECKSUM)
-    NUMBER(FRAME_OUT_OF_BOUNDS)};
+    NUMBER(WAIT_SLICE_NS) NUMBER(DURABLE_SPIN_NS) NUMBER(WATCH_COMMITTED) NUMBER(WATCH_DURABLE)
+    NUMBER(WATCH_ARMED) NUMBER(WATCH_REACHED) NUMBER(WATCH_RING) NUMBER(WATCH_FOREIGN) FRAME_PROBLEMS(PROBLEM)};
+#define TEXT(name, number, text) text,
+static const char *const problem_texts[] = {FRAME_PROBLEMS(TEXT)};
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 /* Set dict["TABLE_NAME"], or with `only` and of that table dict["NAME"]. */
@@ -128,6 +131,21 @@ static int tables_exec(PyObject *module) {
     return failed ? -1 : 0;
 }
 
+/* FRAME_TEXTS, what each frame problem is called. */
+static int texts_exec(PyObject *module) {
+    PyObject *texts = PyTuple_New(COUNT(problem_texts));
+    for (size_t i = 0; i < COUNT(problem_texts) && texts; i++) {
+        PyObject *text = PyUnicode_FromString(problem_texts[i]);
+        if (text)
+            PyTuple_SET_ITEM(texts, (Py_ssize_t)i, text);
+        else
+            Py_CLEAR(texts);
+    }
+    int failed = !texts || PyModule_AddObjectRef(module, "FRAME_TEXTS", texts) != 0;
+    Py_XDECREF(texts);
+    return failed ? -1 : 0;
+}
+
 /* LAYOUT, every number of layout.h by its name, and the constants. */
 static int numbers_exec(PyObject *module) {
     PyObject *layout = PyDict_New();
@@ -140,7 +158,7 @@ static int numbers_exec(PyObject *module) {
     Py_XDECREF(layout);
     for (size_t i = 0; i < COUNT(constants) && !failed; i++)
         failed = put_number(PyModule_GetDict(module), &constants[i], NULL) != 0;
-    return failed ? -1 : 0;
+    return failed ? -1 : texts_exec(module);
 }
 
 /* ------------------------------------------------------------- the module */
@@ -184,6 +202,9 @@ static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, writer_exec},
     {Py_mod_exec, reservation_exec},
     {Py_mod_exec, frames_exec},
+    {Py_mod_exec, stream_exec},
+    {Py_mod_exec, take_exec},
+    {Py_mod_exec, watch_exec},
     {Py_mod_exec, system_exec},
 #ifdef SHMLOG_STEPS /* its hook is one for the process */
     {Py_mod_exec, steps_exec},

@@ -1,0 +1,1 @@
+"""Power cuts: what the recipes and tests of them share."""

@@ -1,0 +1,159 @@
+"""Workers: run what cuts the power in processes of their own, and add up what they counted.
+
+This module knows how workers are started and seen off.  It may not know what they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crash.kit import Tally
+from crash.power.mounts import in_namespace
+from crash.power.recorder import build_shim
+from support.processes import lose_shared_memory
+
+TESTS = Path(__file__).resolve().parents[2]
+BUILDS = TESTS.parent / "build" / "tests"
+KEPT = TESTS.parent / "build" / "crash" / "power"
+"""What broke a promise, to be seen again."""
+MEMORY = Path("/dev/shm")
+GRACE_S = 60.0
+
+
+@dataclass
+class Cuts:
+    """What workers counted."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def tally(self, tried: Sequence[str], figures: Sequence[str]) -> Tally:
+        """As a recipe reports it: the sum of some counts was tried."""
+        tally = Tally()
+        tally.survive(max(0, sum(self.counts[name] for name in tried) - len(self.violations)))
+        for violation in self.violations:
+            tally.violate(violation)
+        tally.figures.update({name: self.counts[name] for name in figures})
+        return tally
+
+
+def missing() -> str | None:
+    if shutil.which((os.environ.get("CC") or "cc").split()[0]) is None:
+        return "needs a C compiler"
+    return None if os.access(MEMORY, os.W_OK) else f"needs {MEMORY}, to keep the files in memory"
+
+
+def cut(
+    seed: int,
+    seconds: float,
+    *,
+    states: int = 1 << 60,
+    workers: int = 1,
+    package: Path = TESTS.parent,
+    keep: Path = KEPT,
+    canary: bool = True,
+) -> Cuts:
+    """Cut recorded lives (cutting) for so many seconds, or until each worker has seen so many
+    states.  package: the directory that holds the shmlog to be tested."""
+    BUILDS.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "crash.power.cutting", "--states", str(states)]
+    command += ["--keep", str(keep)]
+    command += [] if canary else ["--no-canary"]
+    shim = {"LD_PRELOAD": str(build_shim(BUILDS))}
+    return run([command] * workers, seed, seconds, package, shim)
+
+
+def run(
+    commands: Sequence[Sequence[str]],
+    seed: int,
+    seconds: float,
+    package: Path = TESTS.parent,
+    environment: dict[str, str] | None = None,
+) -> Cuts:
+    """Run the commands side by side, each with a seed, a time and a directory of its own."""
+    paths = os.pathsep.join([str(package), str(TESTS)])
+    cuts, running = Cuts(), []
+    with tempfile.TemporaryDirectory(prefix="power-", dir=MEMORY, ignore_cleanup_errors=True) as scratch:
+        try:
+            for n, command in enumerate(commands):
+                own = Path(scratch, str(n))
+                own.mkdir()
+                options = ["--seed", str(seed + n), "--seconds", str(seconds), "--scratch", str(own)]
+                process = subprocess.Popen(
+                    [*command, *options],
+                    cwd=package,
+                    env=os.environ | {"PYTHONPATH": paths} | (environment or {}),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+                running.append(process)
+            for process in running:
+                _gather(process, seconds, package, cuts)
+        finally:
+            for process in running:
+                _end(process)
+            for identity in Path(scratch).glob("*/*/log/shmlog.json"):  # a life that was cut short
+                lose_shared_memory(identity.parent)
+    return cuts
+
+
+def _gather(process: subprocess.Popen[str], seconds: float, package: Path, cuts: Cuts) -> None:
+    try:
+        output, said = process.communicate(timeout=seconds + GRACE_S)
+    except subprocess.TimeoutExpired:
+        cuts.violations.append(f"a worker did not end within {seconds + GRACE_S:g} s")
+        return
+    if process.returncode != 0:
+        cuts.violations.append(f"a worker ended with {process.returncode}: {said[-3000:]}")
+        return
+    report = json.loads(output)
+    assert Path(report["package"]).parent == package, f"{report['package']} was tested"
+    cuts.counts.update(report["counts"])
+    cuts.violations += report["violations"]
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """The worker, and whatever of its lives is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def replay_image(name: str) -> Tally:
+    """See a violation of power_disk or power_live again."""
+    return run([in_namespace("crash.power.images", "--name", name)], 0, 60.0).tally(("images",), ())
+
+
+def worker_arguments() -> argparse.ArgumentParser:
+    """What every worker is told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--keep", type=Path, default=KEPT)
+    return parser
+
+
+def report(counts: Counter[str], violations: list[str]) -> None:
+    """A worker's last words."""
+    import shmlog
+
+    package = os.path.dirname(shmlog.__file__)
+    json.dump({"package": package, "counts": counts, "violations": violations}, sys.stdout)
