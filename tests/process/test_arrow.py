@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from support import arrow
 from support.processes import SEGMENT_BYTES, Child
+from support.pyreader import HEADER_AREA
 
 import shmlog
 
@@ -145,7 +146,7 @@ def test_damage_comes_after_what_is_before_it_and_again_at_every_call(log_path: 
         log.wait_durable()
         path = log_path / "segments" / f"{0:020d}.seg"
         with path.open("r+b") as file:
-            file.seek(4096 + lsns[4] + 32 + 50)
+            file.seek(HEADER_AREA + lsns[4] + 32 + 50)
             file.write(b"\x01")
         with arrow.stream(log.scan()) as consumer:
             batch = consumer.next()
@@ -202,7 +203,7 @@ def test_a_file_that_is_cut_under_the_stream_is_no_death(log_path: Path) -> None
             assert first is not None
             arrow.release(first)
             with (log_path / "segments" / f"{0:020d}.seg").open("r+b") as file:
-                file.truncate(4096 + (1 << 20))
+                file.truncate(HEADER_AREA + (1 << 20))
             try:
                 for _ in consumer.rows():
                     pass
