@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
+    from shmlog.tools.configure import configure
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
@@ -46,6 +47,7 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "tools.configure": "configure",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
     "format.retention": "Retention",
@@ -88,6 +90,7 @@ __all__ = [
     "VerifyReport",
     "Watch",
     "WriterRate",
+    "configure",
     "open",
     "open_readonly",
     "recover",

@@ -76,6 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace a file that is there")
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
+    sub = verb("configure", upkeep.configure, "Show how much of the log is kept, or change it.")
+    sub.add_argument(
+        "--retention-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
+    )
+    sub.add_argument(
+        "--retention-age",
+        type=words.age,
+        metavar="AGE",
+        help="how long: 90s, 10m, 2h, 7d; none: for ever",
+    )
+    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
+    sub.add_argument(
+        "--when-full",
+        choices=("wait", "trim"),
+        help="a cursor holds the budget back: writers wait, or not",
+    )
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")

@@ -116,6 +116,17 @@ def encode(seed: int, sequence: int, lsn: int) -> tuple[int, bytes]:
     return CURSOR_SLOTS.offset(sequence), copy
 
 
+def places(directory: Directory) -> list[tuple[str, int]]:
+    """(name, LSN) of each cursor that has a place; FormatError if one is damaged."""
+    found = []
+    for name, path in paths(directory):
+        with contextlib.suppress(FileNotFoundError):  # just removed
+            place = look(path, directory.identity.seed)
+            if place is not None:
+                found.append((name, place.lsn))
+    return found
+
+
 def furthest_lsn(directory: Directory) -> int:
     """The highest LSN that a cursor of this log remembers; 0 if there is none."""
     found = [0]
@@ -163,6 +174,10 @@ class CursorFile:
             return place
         place = Place(0, begin())
         with files.descriptor(files.open_file(self.path, writable=True)) as fd:
-            files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
+            while True:
+                files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
+                if (now := begin()) <= place.lsn:
+                    break
+                place = Place(0, now)  # a trim was about to begin, and may not have seen the place
             os.fsync(fd)
         return place

@@ -90,7 +90,7 @@ class Statistics:
     """who holds committed_lsn back at this moment, be it for ever or for the time of a copy"""
     retention: Retention | None
     budget_held: bool
-    """whether room waits for a trim that a cursor, or what is not durable, holds back"""
+    """whether a writer lacks room for which a trim must come first that something holds back"""
     cursors: tuple[CursorPlace, ...]
     failed: str | None
 
@@ -179,7 +179,7 @@ def gather(
         participants=tuple(table.describe(number) for number in range(table.high) if table.used(number)),
         blocked_by=blocked_by(load, table),
         retention=retention,
-        budget_held=bool(load(CB.BUDGET_HELD)),
+        budget_held=bool(load(CB.BUDGET_HELD)) and load(CB.WANTED_LIMIT) > load(CB.LIMIT_LSN),
         cursors=places(committed),
         failed=_failed(load),
     )
