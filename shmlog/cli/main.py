@@ -111,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
 
+    sub = verb("backup", upkeep.backup, "Copy the log, in use or not, or add what is new to such a copy.")
+    sub.add_argument("target", metavar="TARGET", help="a new directory, or an earlier backup of this log")
+    sub.add_argument("--same-id", action="store_true", help="the copy is to take the log's place")
+
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
     return parser

@@ -111,6 +111,22 @@ def verify(chosen: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
+def backup(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    started = time.monotonic()
+    with progress_shown(chosen) as progress:
+        report = shmlog.backup(chosen.directory, chosen.target, progress, same_id=chosen.same_id)
+    seconds = time.monotonic() - started
+    text = (
+        f"{report.target}: [{report.begin_lsn}, {report.end_lsn}) of {report.path}, {report.records} records"
+        f" added from LSN {report.added_from_lsn} on ({seconds:.2f} s)"
+    )
+    say(chosen, {**report.to_dict(), "seconds": seconds}, text)
+    return 0
+
+
 def repair(chosen: argparse.Namespace) -> int:
     import shmlog
 

@@ -127,6 +127,20 @@ def places(directory: Directory) -> list[tuple[str, int]]:
     return found
 
 
+def put(directory: Directory, name: str, lsn: int, mode: int) -> None:
+    """Make a cursor's place what it is elsewhere, durably; nobody has the log open."""
+    path, seed = path_of(directory, name), directory.identity.seed
+    with contextlib.suppress(FileExistsError), files.descriptor(files.create_file(path, mode)) as fd:
+        os.ftruncate(fd, CURSOR_FILE_BYTES)
+    with contextlib.suppress(FormatError):
+        place = look(path, seed)
+        sequence = place.sequence + 1 if place else 0
+        with files.descriptor(files.open_file(path, writable=True)) as fd:
+            offset, data = encode(seed, sequence, lsn)
+            files.write_all(fd, data, offset)
+            os.fsync(fd)
+
+
 def furthest_lsn(directory: Directory) -> int:
     """The highest LSN that a cursor of this log remembers; 0 if there is none."""
     found = [0]
