@@ -9,11 +9,11 @@ A later backup goes on where the earlier one ended: it writes frames above the m
 order, makes them durable, reads them back, and only then writes the mark that vouches for them.
 
 Invariants
-  U1  Whatever interrupts a backup leaves nothing that opens, or the earlier one, perhaps with
+  I1  Whatever interrupts a backup leaves nothing that opens, or the earlier one, perhaps with
       more of the records that followed: always a prefix of the log.
-  U2  Nobody has written to an earlier backup that is added to: its newest mark is the one
+  I2  Nobody has written to an earlier backup that is added to: its newest mark is the one
       that backup.json names.
-  U3  The copy ends at a durable point: a live log's durable_lsn, of a dead one what recovery
+  I3  The copy ends at a durable point: a live log's durable_lsn, of a dead one what recovery
       would keep. Files that are trimmed meanwhile are read to their end, for they are open;
       else it is noticed: TrimmedError.
 
@@ -161,7 +161,7 @@ class _Copy:
     # ------------------------------------------------------------------ before
 
     def _look_at_target(self, same_id: bool) -> tuple[Directory | None, Mark]:
-        """The earlier backup and its newest mark, or None and the first mark (U2)."""
+        """The earlier backup and its newest mark, or None and the first mark (I2)."""
         note = descent.load(self._place)
         if note is not None and note.source_id != self._source_id:
             raise FormatError(f"{self._place} is a backup of another log, {note.source_id}")
@@ -219,7 +219,7 @@ class _Copy:
             files.make_directory(target.segments_path, files.directory_mode(self._mode))
         files.check_part(target.segments_path)
         last = self._geometry.segment_begin(max(0, at - 1)) if self._earlier is not None else -1
-        for name in sorted(os.listdir(target.segments_path), reverse=True):  # U1: the highest first
+        for name in sorted(os.listdir(target.segments_path), reverse=True):  # I1: the highest first
             first = segment.parse_name(name)
             path = os.path.join(target.segments_path, name)
             if first is None or first > last:

@@ -110,7 +110,7 @@ def _back_up(wire: Wire, source: Path, target: Path, die_at: int) -> int:
     return calls
 
 
-@pytest.mark.holds("U1")
+@pytest.mark.holds("I1")
 def test_a_backup_killed_at_any_change_leaves_nothing_that_opens_or_a_prefix(
     log_path: Path, tmp_path: Path
 ) -> None:
@@ -147,7 +147,7 @@ def test_a_backup_killed_at_any_change_leaves_nothing_that_opens_or_a_prefix(
     assert shmlog.recover(target, dry_run=True).case.value == "clean"
 
 
-@pytest.mark.holds("U2")
+@pytest.mark.holds("I2")
 def test_an_earlier_backup_that_somebody_wrote_to_is_not_added_to(log_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     _make(log_path)
@@ -197,7 +197,7 @@ def _hold_and_die(wire: Wire, path: Path) -> None:
             wire.hear()
 
 
-@pytest.mark.holds("U3")
+@pytest.mark.holds("I3")
 def test_the_hole_of_a_dead_writer_is_filled_in_the_copy_of_a_dead_log(
     log_path: Path, tmp_path: Path
 ) -> None:
@@ -232,7 +232,7 @@ def test_damage_in_the_log_does_not_get_into_the_copy(log_path: Path, tmp_path: 
     assert not (target / "shmlog.json").exists()
 
 
-@pytest.mark.holds("U3")
+@pytest.mark.holds("I3")
 def test_a_trim_during_the_copy_takes_nothing_from_it(log_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     with shmlog.open(log_path, create=True, segment_bytes=SMALL, window_bytes=SMALL) as log:
