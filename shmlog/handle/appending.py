@@ -179,9 +179,9 @@ class Appending(_native.Writer):
         committed, limit = control.committed_lsn, control.limit_lsn
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"
-        if not full and control.load(CB.BUDGET_HELD):
-            why = self._why_over_budget()
         text = f"no room up to LSN {end}: the limit is {limit}, committed {committed}, {why}"
+        if not full and control.load(CB.BUDGET_HELD):
+            return f"no room up to LSN {end}: {self._why_over_budget()}"
         flusher = describe(control.load(CB.FLUSHER_PID))
         if flusher.endswith("stopped"):
             return f"{text}; the flusher is {flusher}"
