@@ -23,13 +23,16 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
+    from shmlog.format.retention import Retention
     from shmlog.handle.cursor import Cursor, CursorInfo, Lag
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
-    from shmlog.memory.statistics import Statistics
+    from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
+    from shmlog.tools.backup import BackupReport, backup
+    from shmlog.tools.configure import configure
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
@@ -45,9 +48,12 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "tools.backup": "BackupReport backup",
+    "tools.configure": "configure",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
-    "memory.statistics": "Statistics",
+    "format.retention": "Retention",
+    "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
     "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
@@ -59,10 +65,13 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "ArrowScan",
     "AttachError",
+    "BackupReport",
+    "Blocker",
     "ClosedError",
     "CorruptionError",
     "Cursor",
     "CursorInfo",
+    "CursorPlace",
     "FormatError",
     "Lag",
     "Log",
@@ -76,12 +85,16 @@ __all__ = [
     "RepairReport",
     "Reservation",
     "RestartUnclearError",
+    "Retention",
     "Scan",
     "ShmlogError",
     "Statistics",
     "TrimmedError",
     "VerifyReport",
     "Watch",
+    "WriterRate",
+    "backup",
+    "configure",
     "open",
     "open_readonly",
     "recover",

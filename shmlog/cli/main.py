@@ -76,11 +76,31 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace a file that is there")
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
+    sub = verb("configure", upkeep.configure, "Show how much of the log is kept, or change it.")
+    sub.add_argument(
+        "--retention-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
+    )
+    sub.add_argument(
+        "--retention-age",
+        type=words.age,
+        metavar="AGE",
+        help="how long: 90s, 10m, 2h, 7d; none: for ever",
+    )
+    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
+    sub.add_argument(
+        "--when-full",
+        choices=("wait", "trim"),
+        help="a cursor holds the budget back: writers wait, or not",
+    )
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
     _ask_whether_it_restarted(sub)
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+
+    sub = verb("backup", upkeep.backup, "Copy the log, in use or not, or add what is new to such a copy.")
+    sub.add_argument("target", metavar="TARGET", help="a new directory, or an earlier backup of this log")
+    sub.add_argument("--same-id", action="store_true", help="the copy is to take the log's place")
 
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")

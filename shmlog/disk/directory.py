@@ -6,6 +6,8 @@
       segments/        00000000000000000000.seg ...
       cursors/NAME     one named cursor
       flusher.log      what the flusher had to say
+      retention.json   how much is kept (settings)
+      backup.json      only of a backup: of which log (descent)
       FAILED           that it could not make something durable (failure)
 
 This module knows names.  It may not know what segments hold.

@@ -41,6 +41,8 @@ from shmlog.memory.participants import Participants
 from shmlog.system.bells import Bell
 from shmlog.system.locks import LockFile
 
+BLOCK_LOST = "the control block was cut or overwritten"
+
 
 class ControlBlock:
     """One attached control block."""
@@ -79,6 +81,7 @@ class ControlBlock:
                 CB.EPOCH: epoch,
                 CB.CREATED_NS: time.time_ns(),
                 CB.INTENT_LSN: NO_LSN,
+                CB.BLOCKED_LSN: NO_LSN,
                 CB.TRIMMED_LSN: trimmed_lsn,
                 CB.REMOVED_LSN: trimmed_lsn,
                 CB.STATE: STATE_RUNNING,
@@ -176,7 +179,7 @@ class ControlBlock:
     def failure(self) -> LogFailedError:
         """What the users of a failed log are told."""
         if self.lost:
-            return LogFailedError(0, 0, "the control block was cut or overwritten")
+            return LogFailedError(0, 0, BLOCK_LOST)
         number, lsn = self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN)
         if number == errno.EFAULT:  # of no sync
             return LogFailedError(number, lsn, "a file of it was changed or lost under it, or its memory")
