@@ -92,6 +92,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
+    if name == "_native":
+        _check_core()
     if home is None:
         raise AttributeError(f"module 'shmlog' has no attribute {name!r}")
     import importlib
@@ -99,6 +101,20 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"shmlog.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _check_core() -> None:
+    """ImportError that says what to do where the core is not compiled, as in a fresh clone."""
+    import importlib.util
+    import sys
+
+    if importlib.util.find_spec("shmlog._native") is None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise ImportError(
+            f"shmlog's compiled core is not in {__path__[0]} for Python {version}: in a clone, `make native`"
+            " or `pip install -e .` compiles it; otherwise install shmlog with pip",
+            name="shmlog._native",
+        )
 
 
 def __dir__() -> list[str]:

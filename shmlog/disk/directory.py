@@ -33,9 +33,11 @@ MAKING_S = 30.0
 class Directory:
     """The paths of one log, and its identity."""
 
-    def __init__(self, path: str, identity: Identity) -> None:
+    def __init__(self, path: str, identity: Identity, owner: int | None = None) -> None:
         self.path = path
         self.identity = identity
+        self.owner = os.geteuid() if owner is None else owner
+        """whose the files are: our own, but for one that is only looked at"""
         self.segments_path = os.path.join(path, "segments")
         self.cursors_path = os.path.join(path, "cursors")
         self.lock_path = os.path.join(path, "LOCK")
@@ -62,8 +64,11 @@ def exists(path: str) -> bool:
     return os.path.lexists(identity_path(path))
 
 
-def load(path: str) -> Directory:
-    """An existing log's directory; FileNotFoundError or FormatError if there is none."""
+def load(path: str, *, to_look: bool = False) -> Directory:
+    """An existing log's directory; FileNotFoundError or FormatError if there is none.
+
+    to_look: another user's will do, if this is root or of a group that may look into it; every
+    file must then be that user's."""
     path = os.path.abspath(path)
     if not os.path.lexists(path):
         raise FileNotFoundError(errno.ENOENT, "there is no log here; create=True makes one", path)
@@ -73,11 +78,12 @@ def load(path: str) -> Directory:
         os.lstat(identity_path(path))
     except FileNotFoundError:
         raise FormatError(f"{path} is not a log: it has no shmlog.json") from None
-    files.check_directory(path)
-    identity = decode_identity(files.read_small(identity_path(path)), identity_path(path))
-    where = Directory(path, identity)
-    files.check_part(where.segments_path)
-    files.check_part(where.cursors_path)
+    owner = files.owner_to_read(path) if to_look else None
+    files.check_directory(path, owner)
+    identity = decode_identity(files.read_small(identity_path(path), owner=owner), identity_path(path))
+    where = Directory(path, identity, owner)
+    files.check_part(where.segments_path, owner)
+    files.check_part(where.cursors_path, owner)
     return where
 
 

@@ -140,10 +140,11 @@ class ReadonlyLog(Awaiting):
 
 
 def open_readonly(path: str | os.PathLike[str]) -> ReadonlyLog:
-    """Open a live or dead log for reading only; needs no right to write to it.
+    """Open a live or dead log for reading only; needs no right to write to it.  Another user's
+    log may be opened by root, and by a group that its mode lets read.
 
     Raises FileNotFoundError, FormatError, CorruptionError of a dead log that is damaged
     below what it vouches for, and AttachError of a log in use whose control block is not
-    here or not this user's.
+    here or not its owner's. PermissionError if this user may not look at the log.
     """
-    return ReadonlyLog(directory.load(os.fsdecode(path)))
+    return ReadonlyLog(directory.load(os.fsdecode(path), to_look=True))

@@ -233,10 +233,13 @@ class ControlView:
         return _ordered(self.load, self._window_bytes)
 
 
-def look(identity: Identity, boot_id: bytes, place: tuple[int, int] | None) -> ControlView | None:
+def look(
+    identity: Identity, boot_id: bytes, place: tuple[int, int] | None, owner: int | None = None
+) -> ControlView | None:
     """The log's control block for looking at, or None if there is none of this boot, build
-    and place (device and inode of LOCK; None: any).  AttachError if it is not ours."""
-    mapping = block.map_readonly(identity.log_id, identity.geometry.control_bytes)
+    and place (device and inode of LOCK; None: any).  AttachError if it is not ours, or that
+    user's."""
+    mapping = block.map_readonly(identity.log_id, identity.geometry.control_bytes, owner)
     if mapping is None:
         return None
     view = ControlView(mapping, identity.geometry.window_bytes)

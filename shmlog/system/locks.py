@@ -82,8 +82,8 @@ class LockView:
     """Looks at the locks of a LOCK file that it may not be allowed to write; a context
     manager."""
 
-    def __init__(self, path: str) -> None:
-        self._fd = files.open_file(path, writable=False)
+    def __init__(self, path: str, owner: int | None = None) -> None:
+        self._fd = files.open_file(path, writable=False, owner=owner)
 
     def locked(self, byte: int, count: int = 1) -> bool:
         """Whether any of the bytes is locked by anybody."""
