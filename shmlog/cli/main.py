@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from shmlog.cli import arguments as words
-from shmlog.cli import records, upkeep
+from shmlog.cli import health, records, upkeep
 from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
 
@@ -26,10 +26,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, of_a_log: bool = True
+    ) -> argparse.ArgumentParser:
         new = verbs.add_parser(name, help=text, description=text)
         new.set_defaults(run=run, refuse=new.error)
-        new.add_argument("directory", metavar="DIR", help="the log's directory")
+        if of_a_log:
+            new.add_argument("directory", metavar="DIR", help="the log's directory")
         new.add_argument("--json", action="store_true", help="print JSON")
         return new
 
@@ -39,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--window-bytes", type=words.size, metavar="SIZE", help="a power of two (default 64MiB)")
     sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of the files, octal (default 600)")
+    sub.add_argument("--exist-ok", action="store_true", help="no error if there is one of these sizes")
 
     sub = verb("flush", upkeep.flush, "Be the log's flusher until SIGTERM or Ctrl-C.")
     sub.add_argument(
@@ -56,12 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-sync", action="store_true", help="do not wait until all is durable")
 
     sub = verb("cat", records.cat, "Print records, a line each (--json: with their columns).")
-    sub.add_argument("--start", type=int, metavar="LSN", help="from this record on")
     sub.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
-    sub.add_argument("--tag", type=words.tag, help="only records of this tag")
-    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many records")
-    sub.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
     sub.add_argument("--follow", action="store_true", help="go on as records are committed")
+    _choose_records(sub)
+    sub = verb("tail", records.cat, "Print records, and go on as more are committed: cat --follow.")
+    sub.set_defaults(stop=None, follow=True)
+    _choose_records(sub)
 
     sub = verb("export", records.export, "Write records to a file: .jsonl, .csv, .parquet or .mcap.")
     sub.add_argument("target", metavar="OUT", help="a new file; its ending is the format")
@@ -95,9 +99,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
 
+    verb(
+        "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
+    )
+    sub = verb(
+        "gc",
+        health.gc,
+        "List what every log has in /dev/shm; with --yes, remove what nobody uses.",
+        of_a_log=False,
+    )
+    sub.add_argument("names", metavar="NAME", nargs="*", help="only these control blocks, as listed")
+    sub.add_argument("--yes", action="store_true", help="remove what is unused; what is unsettled if named")
+
+    sub = verb("trim", upkeep.trim, "Give up the oldest records, by whole segments.")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--before", type=words.count, metavar="LSN", help="the records below this")
+    what.add_argument(
+        "--older-than", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
+    )
+
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
     return parser
+
+
+def _choose_records(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--start", type=int, metavar="LSN", help="from this record on")
+    sub.add_argument("--tag", type=words.tag, help="only records of this tag")
+    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many records")
+    sub.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -121,6 +121,8 @@ def cat(chosen: argparse.Namespace) -> int:
     check_place(chosen.directory)
     left = chosen.count if chosen.count is not None else -1
     with shmlog.open_readonly(chosen.directory) as log:
+        if chosen.start is not None and chosen.start > (end := log.committed_lsn):
+            raise ValueError(f"--start {chosen.start} is beyond the end of the log: it ends at LSN {end}")
         records: Iterator[Record] = log.read(chosen.start, chosen.stop)
         if chosen.follow:
             records = log.tail(log.trimmed_lsn if chosen.start is None else chosen.start)

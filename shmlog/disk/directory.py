@@ -48,6 +48,14 @@ class Directory:
         clocks = (0, 0) if machine.clocks_are_shifted() else machine.clocks()
         return Origin(boot_id, machine.has_kernels_boot_id(), *clocks, *machine.place(self.lock_path))
 
+    def place(self) -> tuple[int, int] | None:
+        """(device, inode) of LOCK, by which a control block knows its place; None without one."""
+        try:
+            found = os.stat(self.lock_path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
     def sync_names(self) -> None:
         """Make durable that the log is there: whoever made it may have been killed before it did."""
         for path in (self.segments_path, self.path):

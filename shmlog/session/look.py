@@ -63,11 +63,7 @@ class Dead(NamedTuple):
 
 def view_of(where: Directory, boot_id: bytes) -> ControlView | None:
     """The log's control block, if it has one of this boot, build and place."""
-    try:
-        found = os.stat(where.lock_path)
-    except FileNotFoundError:
-        return control.look(where.identity, boot_id, None, where.owner)
-    return control.look(where.identity, boot_id, (found.st_dev, found.st_ino), where.owner)
+    return control.look(where.identity, boot_id, where.place(), where.owner)
 
 
 class Look:
