@@ -82,11 +82,11 @@ def load(path: str, *, to_look: bool = False) -> Directory:
         raise FileNotFoundError(errno.ENOENT, "there is no log here; create=True makes one", path)
     if not os.path.isdir(path):
         raise FormatError(f"{path} is a file, and a log is a directory")
+    owner = files.owner_to_read(path) if to_look else None
     try:
         os.lstat(identity_path(path))
     except FileNotFoundError:
         raise FormatError(f"{path} is not a log: it has no shmlog.json") from None
-    owner = files.owner_to_read(path) if to_look else None
     files.check_directory(path, owner)
     identity = decode_identity(files.read_small(identity_path(path), owner=owner), identity_path(path))
     where = Directory(path, identity, owner)
