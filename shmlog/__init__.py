@@ -23,11 +23,12 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
+    from shmlog.format.retention import Retention
     from shmlog.handle.cursor import Cursor, CursorInfo, Lag
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
-    from shmlog.memory.statistics import Statistics
+    from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
     from shmlog.tools.recover import recover
@@ -47,7 +48,8 @@ _HOMES = {
     "handle.watch": "Watch",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
-    "memory.statistics": "Statistics",
+    "format.retention": "Retention",
+    "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
     "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
@@ -59,10 +61,12 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "ArrowScan",
     "AttachError",
+    "Blocker",
     "ClosedError",
     "CorruptionError",
     "Cursor",
     "CursorInfo",
+    "CursorPlace",
     "FormatError",
     "Lag",
     "Log",
@@ -76,12 +80,14 @@ __all__ = [
     "RepairReport",
     "Reservation",
     "RestartUnclearError",
+    "Retention",
     "Scan",
     "ShmlogError",
     "Statistics",
     "TrimmedError",
     "VerifyReport",
     "Watch",
+    "WriterRate",
     "open",
     "open_readonly",
     "recover",

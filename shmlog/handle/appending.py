@@ -22,6 +22,7 @@ from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError, err
 from shmlog.format.layout import CB
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
+from shmlog.memory.statistics import blocked_by
 from shmlog.memory.waiting import DURABLE, ROOM, Waiting
 from shmlog.session.flushers import trouble
 from shmlog.system.deadlines import check_timeout, poll
@@ -106,7 +107,8 @@ class Appending(_native.Writer):
                 raise TimeoutError(f"the log went on past LSN {lsn} (trimmed {trimmed}): the append ran out")
         elif reason == _native.SLOW_DURABLE:
             if not self._waiting.until(DURABLE, lsn + 1, deadline):
-                why = trouble(self._directory, self._control)
+                who = blocked_by(self._control.load, self._participants)
+                why = (f"; {who}" if who else "") + trouble(self._directory, self._control)
                 raise TimeoutError(
                     f"appended at LSN {lsn}, but not known to be durable: the wait ran out{why}"
                 )
@@ -163,9 +165,7 @@ class Appending(_native.Writer):
         flusher = describe(control.load(CB.FLUSHER_PID))
         if flusher.endswith("stopped"):
             return f"{text}; the flusher is {flusher}"
-        for number in range(self._participants.high):
-            if any(claim.begin == committed for claim in self._participants.claims(number)):
-                who = self._participants.describe(number)
-                name = f"participant {number} (pid {who.pid}, {who.name})"
-                return f"{text}; {name} has not finished LSN {committed}"
+        who = blocked_by(control.load, self._participants)
+        if who is not None:
+            return f"{text}; {who}"
         return f"{text}; is the flusher running?{trouble(self._directory, control)}"

@@ -213,7 +213,7 @@ class Log(Appending, Watermarks):
         last = max(0, joined.control.durable_lsn - 1)
         target = self._directory.identity.geometry.segment_begin(min(number, last))
         if not self._waiting.until(REMOVED, target, deadline):
-            raise TimeoutError(f"LSN {target} is not trimmed after {seconds:g} s")
+            raise TimeoutError(f"LSN {target} is not trimmed after {seconds:g} s{self._held_back()}")
         return joined.control.trimmed_lsn
 
     def cursor(self, name: str) -> Cursor:
@@ -248,9 +248,11 @@ class Log(Appending, Watermarks):
         return self._closed
 
     def statistics(self) -> Statistics:
-        """Watermarks, counters and participants now."""
+        """Watermarks, counters, participants, cursors, and who holds committed_lsn back, now."""
         joined = self._attached()
-        return gather(joined.control, joined.participants, joined.flusher_runs())
+        return gather(
+            joined.control.load, joined.participants, joined.flusher_runs(), self._retention(), self._places
+        )
 
 
 _logs: weakref.WeakSet[Log] = weakref.WeakSet()

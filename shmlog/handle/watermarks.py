@@ -9,6 +9,7 @@ import operator
 
 from shmlog.handle.awaiting import AwaitingWriter
 from shmlog.handle.watch import Source, Watch, Watched
+from shmlog.memory.statistics import blocked_by
 from shmlog.memory.waiting import COMMITTED, DURABLE, Kind, Waiting
 from shmlog.session import flushers
 from shmlog.session.attachment import Attachment
@@ -71,8 +72,15 @@ class Watermarks(AwaitingWriter):
             has = joined.control.load(kind.watermark)
             raise TimeoutError(
                 f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
-                f"{flushers.trouble(self._directory, joined.control)}"
+                f"{self._held_back()}"
             )
+
+    def _held_back(self) -> str:
+        """What to add to the error of a wait that ran out: who holds the watermarks back, and why
+        no flusher serves."""
+        joined = self._attached()
+        who = blocked_by(joined.control.load, joined.participants)
+        return (f"; {who}" if who else "") + flushers.trouble(self._directory, joined.control)
 
     def _target(self, lsn: int | None) -> int:
         reserved = self._attached().control.reserved_lsn
@@ -91,7 +99,9 @@ class Watermarks(AwaitingWriter):
         while (committed := self._bounds()[1]) <= begin:
             reached = self._waiting.until(COMMITTED, begin + 1, deadline)
             if not reached and seconds is not None:
-                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+                raise TimeoutError(
+                    f"no record was committed at LSN {begin} for {seconds:g} s{self._held_back()}"
+                )
             deadline = deadline if reached else deadline_after(3600.0)
         return committed
 

@@ -40,6 +40,8 @@ from shmlog.memory.participants import Participants
 from shmlog.system.bells import Bell
 from shmlog.system.locks import LockFile
 
+BLOCK_LOST = "the control block was cut or overwritten"
+
 
 class ControlBlock:
     """One attached control block."""
@@ -78,6 +80,7 @@ class ControlBlock:
                 CB.EPOCH: epoch,
                 CB.CREATED_NS: time.time_ns(),
                 CB.INTENT_LSN: NO_LSN,
+                CB.BLOCKED_LSN: NO_LSN,
                 CB.TRIMMED_LSN: trimmed_lsn,
                 CB.REMOVED_LSN: trimmed_lsn,
                 CB.STATE: STATE_RUNNING,
@@ -175,7 +178,7 @@ class ControlBlock:
     def failure(self) -> LogFailedError:
         """What the users of a failed log are told."""
         if self.lost:
-            return LogFailedError(0, 0, "the control block was cut or overwritten")
+            return LogFailedError(0, 0, BLOCK_LOST)
         return LogFailedError(self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN))
 
 
