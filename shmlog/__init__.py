@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
+    from shmlog.memory.metrics import Metric, Sample
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
@@ -49,6 +50,7 @@ _HOMES = {
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
     "format.retention": "Retention",
+    "memory.metrics": "Metric Sample",
     "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
     "records.scan": "ArrowScan Scan",
@@ -72,6 +74,7 @@ __all__ = [
     "Log",
     "LogFailedError",
     "LogFullError",
+    "Metric",
     "ReadonlyLog",
     "Record",
     "RecordBatch",
@@ -81,6 +84,7 @@ __all__ = [
     "Reservation",
     "RestartUnclearError",
     "Retention",
+    "Sample",
     "Scan",
     "ShmlogError",
     "Statistics",

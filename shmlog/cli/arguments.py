@@ -81,6 +81,14 @@ def moment(text: str) -> int:
         ) from None
 
 
+def address(text: str) -> tuple[str, int]:
+    """HOST:PORT, [::1]:PORT, or :PORT of this machine alone."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; write 127.0.0.1:9464, or :9464")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
 def dtype(text: str) -> object:
     """A NumPy dtype."""
     from shmlog.tools.export import parse_dtype

@@ -9,7 +9,7 @@ import argparse
 import os
 
 from shmlog.cli.arguments import check_place
-from shmlog.cli.output import colour, say
+from shmlog.cli.output import colour, put, say
 
 
 def doctor(chosen: argparse.Namespace) -> int:
@@ -26,6 +26,29 @@ def doctor(chosen: argparse.Namespace) -> int:
             lines.append(f"{'':7}  {'':{width}}  -> {check.advice}")
     say(chosen, [check.to_dict() for check in checks], "\n".join(lines))
     return int(any(check.verdict == WRONG for check in checks))
+
+
+def metrics(chosen: argparse.Namespace) -> int:
+    from shmlog.tools.metrics import metrics_text
+
+    check_place(chosen.directory)
+    if chosen.listen is None:
+        if chosen.json:
+            import shmlog
+
+            with shmlog.open_readonly(chosen.directory) as log:
+                say(chosen, [metric._asdict() for metric in log.statistics().metrics()], "")
+        else:
+            put(metrics_text(chosen.directory).encode())
+        return 0
+    from shmlog.tools.page import Server, serve
+
+    host, port = chosen.listen
+    server = Server(chosen.directory, host, port)
+    url = f"http://{server.address}/"
+    say(chosen, {"url": url}, f"{chosen.directory}: {url} for people, {url}metrics for Prometheus")
+    serve(server)
+    return 0
 
 
 def gc(chosen: argparse.Namespace) -> int:

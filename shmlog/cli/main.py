@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     verb(
         "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
     )
+    sub = verb("metrics", health.metrics, "Print OpenMetrics text, or serve it with a page for people.")
+    sub.add_argument(
+        "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
+    )
     sub = verb(
         "gc",
         health.gc,

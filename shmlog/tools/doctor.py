@@ -242,7 +242,8 @@ def _participants(where: Directory) -> Checks:
     view = view_of(where, files.boot_id())
     if view is None:
         return
-    found = users.participants(where, view)
+    found, waited_s = users.participants(where, view), users.held_back_s(view)
+    since = "" if waited_s is None else f" for {_age(waited_s)}"
     for user in found:
         text = f"{user.who}, for {_age(user.age_s)}, {user.records} records"
         if user.claims:
@@ -252,10 +253,10 @@ def _participants(where: Directory) -> Checks:
             yield Check("participant", WARNING, f"{text}: it has died and its place is not freed yet", advice)
         elif user.blocks and user.stopped:
             advice = f"let it go on (kill -CONT {user.pid}), or end it: then its range is given up"
-            yield Check("participant", WRONG, f"{text}: it is stopped, and everybody waits for it", advice)
+            yield Check("participant", WRONG, f"{text}: it is stopped, and everybody waits{since}", advice)
         elif user.blocks:
             advice = "it is between reserve() and publish(): if it stays there, look at that program"
-            yield Check("participant", WARNING, f"{text}: everybody waits for it", advice)
+            yield Check("participant", WARNING, f"{text}: everybody waits for it{since}", advice)
         else:
             yield Check("participant", OK, text)
     if len(found) >= users.NEARLY_ALL:

@@ -16,22 +16,12 @@ from typing import Final
 from shmlog.disk.directory import Directory
 from shmlog.disk.failure import Failure
 from shmlog.format.geometry import PARTICIPANT_COUNT
-from shmlog.format.layout import (
-    CB,
-    CL,
-    CLAIM_COUNT,
-    CLAIM_HELD,
-    NO_LSN,
-    PT,
-    ROLE_HANDLE,
-    SLOT_USED,
-    STATE_FAILED,
-)
+from shmlog.format.layout import CB, ROLE_HANDLE, STATE_FAILED
 from shmlog.memory.control import ControlView
-from shmlog.memory.participants import FLUSHER_SLOTS, slot_offset
+from shmlog.memory.participants import FLUSHER_SLOTS, Table
 from shmlog.system import processes
 from shmlog.system.deadlines import deadline_after, poll
-from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
+from shmlog.system.locks import LEASE_BYTE, LockView
 
 ALL: Final = PARTICIPANT_COUNT - FLUSHER_SLOTS
 NEARLY_ALL: Final = ALL - ALL // 16
@@ -58,6 +48,7 @@ class User:
 
     pid: int
     who: str
+    role: int
     alive: bool
     stopped: bool
     blocks: bool
@@ -99,33 +90,34 @@ def participants(where: Directory, view: ControlView) -> list[User]:
         return view.load(CB.COMMITTED_LSN) != stuck_at or view.load(CB.RESERVED_LSN) == stuck_at
 
     stuck = not poll(goes_on, deadline_after(BLOCKS_S))
-    found = []
     with LockView(where.lock_path, where.owner) as lock:
-        for number in range(min(view.load(CB.PARTICIPANT_HIGH), PARTICIPANT_COUNT)):
+        table = Table(view.load, lock.locked)
+        used = [number for number in range(table.high) if table.used(number)]
+        found = [_describe(table, number, stuck_at if stuck else None) for number in used]
+    return [user for user in found if user.role == ROLE_HANDLE]
 
-            def word(at: int, number: int = number) -> int:
-                return view.load(slot_offset(number, at))
 
-            if word(PT.STATE) != SLOT_USED or word(PT.ROLE) != ROLE_HANDLE:
-                continue
-            alive = lock.locked(FIRST_PARTICIPANT_BYTE + number)  # before its claims
-            claims, records = [], 0
-            for claim in range(CLAIM_COUNT):
-                at = PT.CLAIMS + claim * CL.BYTES
-                records += word(at + CL.RECORDS)
-                if (begin := word(at + CL.BEGIN)) != NO_LSN:
-                    claims.append((begin & ~CLAIM_HELD, word(at + CL.END)))
-            who = describe(word(PT.PID))
-            found.append(
-                User(
-                    pid=word(PT.PID),
-                    who=who,
-                    alive=alive,
-                    stopped=who.endswith(", stopped"),
-                    blocks=stuck and any(begin == stuck_at for begin, _ in claims),
-                    age_s=max(0.0, (time.time_ns() - word(PT.STARTED_NS)) / 1e9),
-                    records=records,
-                    claims=tuple(claims),
-                )
-            )
-    return found
+def _describe(table: Table, number: int, stuck_at: int | None) -> User:
+    alive = table.alive(number)  # before its claims (T3)
+    claims = tuple((claim.begin, claim.end) for claim in table.claims(number))
+    slot = table.describe(number)
+    who = describe(slot.pid) if alive else f"pid {slot.pid} ({slot.name})"
+    return User(
+        pid=slot.pid,
+        who=who,
+        role=slot.role,
+        alive=alive,
+        stopped=who.endswith(", stopped"),
+        blocks=any(begin == stuck_at for begin, _ in claims),
+        age_s=max(0.0, (time.time_ns() - slot.started_ns) / 1e9),
+        records=slot.records,
+        claims=claims,
+    )
+
+
+def held_back_s(view: ControlView) -> float | None:
+    """For how long the flusher has found committed_lsn held back where it is; None if it has not."""
+    since_ns, blocked = view.load(CB.BLOCKED_NS), view.load(CB.BLOCKED_LSN)
+    if not since_ns or blocked != view.load(CB.COMMITTED_LSN) or blocked == view.load(CB.RESERVED_LSN):
+        return None
+    return max(0.0, (time.time_ns() - since_ns) / 1e9)

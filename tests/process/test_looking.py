@@ -51,6 +51,7 @@ def _as(user: int, groups: list[int], do: Callable[[], Any]) -> Any:
 def _look(path: Path) -> list[bytes]:
     with shmlog.open_readonly(path) as log:
         found = [bytes(record.data) for record in log.read()]
+        assert log.statistics().durable_lsn == log.durable_lsn
         assert shmlog.verify(path).records == len(found)
         assert info.describe(str(path))["committed_lsn"] == log.committed_lsn
         assert not [check for check in examine(path) if check.verdict == "wrong"]
