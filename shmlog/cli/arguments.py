@@ -89,6 +89,20 @@ def address(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
 
+def level(text: str) -> int:
+    """A level of logging's, by name or number."""
+    import logging
+
+    found = logging.getLevelNamesMapping().get(text.upper())
+    return tag(text) if found is None and text.isdigit() else _known(text, found)
+
+
+def _known(text: str, found: int | None) -> int:
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no level; write WARNING, or a number")
+    return found
+
+
 def dtype(text: str) -> object:
     """A NumPy dtype."""
     from shmlog.tools.export import parse_dtype

@@ -132,6 +132,18 @@ def _choose_records(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tag", type=words.tag, help="only records of this tag")
     sub.add_argument("--count", type=words.count, metavar="N", help="at most so many records")
     sub.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
+    sub.add_argument(
+        "--since", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
+    )
+    sub.add_argument(
+        "--format",
+        choices=("plain", "logging"),
+        default="plain",
+        help="logging: what shmlog.integrations.logging wrote, as text",
+    )
+    sub.add_argument(
+        "--level", type=words.level, metavar="LEVEL", help="only messages of this level and above"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
