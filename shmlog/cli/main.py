@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from shmlog.cli import arguments as words
 from shmlog.cli import health, records, upkeep
+from shmlog.cli import top as show
 from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
 
@@ -102,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     verb(
         "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
     )
+    sub = verb("top", show.top, "Show the log as it moves, until Ctrl-C.")
+    sub.add_argument("--interval", type=words.seconds, default=1.0, metavar="S", help="seconds (default 1)")
+    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many looks")
     sub = verb("metrics", health.metrics, "Print OpenMetrics text, or serve it with a page for people.")
     sub.add_argument(
         "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
