@@ -17,8 +17,8 @@ Semaphores whose block is gone are removed under a block that is made for the pu
 would make one finds that, or has been first, and then nothing is removed.
 
 Invariants
-  W1  Nothing is removed without a lease on every name of its log.
-  W2  What a block knows that the files may not (records that are not durable, a failure)
+  Y8  Nothing is removed without a lease on every name of its log.
+  Y9  What a block knows that the files may not (records that are not durable, a failure)
       goes only if it was asked for by its name.  No record is lost even then: the files
       hold all that was appended.
 
@@ -69,7 +69,7 @@ class Leftover:
 
 def leftovers(only: Collection[str] = (), remove: bool = False) -> list[Leftover]:
     """What every log has in /dev/shm, or those named; remove: what nobody uses is removed, and
-    what is unsettled if it is named (W2).  Names are those of control blocks."""
+    what is unsettled if it is named (Y9).  Names are those of control blocks."""
     found = []
     for name, names in sorted(_names().items()):
         if only and name not in only:

@@ -48,7 +48,7 @@ def _unsettled(path: Path) -> dict[int, list[int]]:
     return {1: lsns}
 
 
-@pytest.mark.holds("W1")
+@pytest.mark.holds("Y8")
 @pytest.mark.parametrize("how", ["a handle", "a look", "a flusher"])
 def test_a_block_is_never_removed_while_somebody_has_it_mapped(log_path: Path, how: str) -> None:
     lsns = _unsettled(log_path)
@@ -67,7 +67,7 @@ def test_a_block_is_never_removed_while_somebody_has_it_mapped(log_path: Path, h
         check_records(log, lsns)
 
 
-@pytest.mark.holds("W2")
+@pytest.mark.holds("Y9")
 def test_what_a_block_alone_knows_goes_only_by_its_name_and_costs_no_record(
     log_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
