@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
+    from shmlog.memory.metrics import Metric, Sample
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
@@ -53,6 +54,7 @@ _HOMES = {
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
     "format.retention": "Retention",
+    "memory.metrics": "Metric Sample",
     "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
     "records.scan": "ArrowScan Scan",
@@ -77,6 +79,7 @@ __all__ = [
     "Log",
     "LogFailedError",
     "LogFullError",
+    "Metric",
     "ReadonlyLog",
     "Record",
     "RecordBatch",
@@ -86,6 +89,7 @@ __all__ = [
     "Reservation",
     "RestartUnclearError",
     "Retention",
+    "Sample",
     "Scan",
     "ShmlogError",
     "Statistics",
@@ -105,6 +109,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
+    if name == "_native":
+        _check_core()
     if home is None:
         raise AttributeError(f"module 'shmlog' has no attribute {name!r}")
     import importlib
@@ -112,6 +118,20 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"shmlog.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _check_core() -> None:
+    """ImportError that says what to do where the core is not compiled, as in a fresh clone."""
+    import importlib.util
+    import sys
+
+    if importlib.util.find_spec("shmlog._native") is None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise ImportError(
+            f"shmlog's compiled core is not in {__path__[0]} for Python {version}: in a clone, `make native`"
+            " or `pip install -e .` compiles it; otherwise install shmlog with pip",
+            name="shmlog._native",
+        )
 
 
 def __dir__() -> list[str]:

@@ -21,8 +21,26 @@ if TYPE_CHECKING:
 def create(chosen: argparse.Namespace) -> int:
     from shmlog.tools.create import create
 
-    facts = create(chosen.directory, chosen.segment_bytes, chosen.window_bytes, chosen.mode)
-    say(chosen, facts, f"created {facts['path']}")
+    sizes = chosen.segment_bytes, chosen.window_bytes
+    facts = create(chosen.directory, *sizes, chosen.mode, exist_ok=chosen.exist_ok)
+    say(chosen, facts, f"{'created' if facts['created'] else 'there is'} {facts['path']}")
+    return 0
+
+
+def trim(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    with shmlog.open(chosen.directory) as log:
+        before = log.trimmed_lsn
+        wanted = log.seek_time(chosen.older_than) if chosen.before is None else chosen.before
+        trimmed = log.trim(wanted)
+        facts = {
+            "trimmed_lsn": trimmed,
+            "trimmed_bytes": trimmed - before,
+            "committed_lsn": log.committed_lsn,
+        }
+    say(chosen, facts, f"{chosen.directory}: begins at LSN {trimmed}, {trimmed - before} bytes given up")
     return 0
 
 

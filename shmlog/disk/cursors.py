@@ -58,9 +58,9 @@ def paths(directory: Directory) -> list[tuple[str, str]]:
     return []
 
 
-def look(path: str, seed: int) -> Place | None:
+def look(path: str, seed: int, owner: int | None = None) -> Place | None:
     """A cursor's place, or None if its file has just been made; FormatError: it is damaged."""
-    data = files.read_small(path)
+    data = files.read_small(path, owner=owner)
     if not any(data):
         return None
     found = [
@@ -146,7 +146,7 @@ def furthest_lsn(directory: Directory) -> int:
     found = [0]
     for _, path in paths(directory):
         with contextlib.suppress(FormatError):
-            place = look(path, directory.identity.seed)
+            place = look(path, directory.identity.seed, directory.owner)
             found += [place.lsn] if place else []
     return max(found)
 

@@ -37,7 +37,7 @@ def load_retention(directory: Directory) -> Retention | None:
     """What was said, or None; FormatError if the file is not to be believed."""
     path = retention_path(directory)
     try:
-        data = files.read_small(path, 4096)
+        data = files.read_small(path, 4096, directory.owner)
     except FileNotFoundError:
         return None
     found = decode_retention(data, path)

@@ -15,6 +15,8 @@ Invariants
       will do).  What does not hold is a failure: it is gone from memory.
   S4  No mark is written from watermarks that are out of order: two such marks go over both
       copies, and the files alone are no log any more.
+  S5  Nothing is called durable in a file that has lost its name: whoever removed the log's
+      directory under its users has removed that record, too.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -170,6 +172,9 @@ class Syncer:
         else:
             ranges = geometry.segment_ranges(durable, target)
             fds = tuple(self._segments.get(first).sync_fd for first, _ in ranges)
+        if not os.fstat(fds[0]).st_nlink:  # S5
+            self.fail(errno.ENOENT)
+            return
         error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
         if error == errno.ECANCELED:  # the preparing side saw an error, perhaps of the same pages
             return

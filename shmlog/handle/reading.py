@@ -230,7 +230,7 @@ class Reading:
         """
         found = []
         for name, path in cursors.paths(self._directory):
-            place = cursors.look(path, self._directory.identity.seed)
+            place = cursors.look(path, self._directory.identity.seed, self._directory.owner)
             if place is not None:
                 holder = min(cursors.holders(path), default=None)
                 found.append(CursorInfo(name, place.lsn, self._lag(place.lsn), holder))
@@ -242,7 +242,7 @@ class Reading:
         found = []
         for name, path in cursors.paths(self._directory):
             with contextlib.suppress(FormatError, FileNotFoundError):
-                place = cursors.look(path, self._directory.identity.seed)
+                place = cursors.look(path, self._directory.identity.seed, self._directory.owner)
                 if place is not None:
                     holder = min(cursors.holders(path), default=None)
                     found.append(CursorPlace(name, place.lsn, max(0, committed - place.lsn), holder))

@@ -98,7 +98,7 @@ class ReadonlyLog(Awaiting):
             failure = now.recovery.failure
             durable, failed = now.recovery.vouched_lsn, str(failure) if failure else None
             return at_rest(self._bounds(), durable, self._retention(), self._places, failed)
-        with LockView(self._directory.lock_path) as lock:
+        with LockView(self._directory.lock_path, self._directory.owner) as lock:
             table, runs = Table(now.block.load, lock.locked), lock.locked(LEASE_BYTE)
             return gather(now.block.load, table, runs, self._retention(), self._places)
 
@@ -106,7 +106,7 @@ class ReadonlyLog(Awaiting):
         now = self._seen
         if not isinstance(now, Live):
             return ""
-        with contextlib.suppress(OSError), LockView(self._directory.lock_path) as lock:
+        with contextlib.suppress(OSError), LockView(self._directory.lock_path, self._directory.owner) as lock:
             who = blocked_by(now.block.load, Table(now.block.load, lock.locked))
             return f"; {who}" if who else ""
         return ""
@@ -166,10 +166,11 @@ class ReadonlyLog(Awaiting):
 
 
 def open_readonly(path: str | os.PathLike[str]) -> ReadonlyLog:
-    """Open a live or dead log for reading only; needs no right to write to it.
+    """Open a live or dead log for reading only; needs no right to write to it.  Another user's
+    log may be opened by root, and by a group that its mode lets read.
 
     Raises FileNotFoundError, FormatError, CorruptionError of a dead log that is damaged
     below what it vouches for, and AttachError of a log in use whose control block is not
-    here or not this user's.
+    here or not its owner's. PermissionError if this user may not look at the log.
     """
-    return ReadonlyLog(directory.load(os.fsdecode(path)))
+    return ReadonlyLog(directory.load(os.fsdecode(path), to_look=True))

@@ -15,6 +15,7 @@ from shmlog.errors import LogFailedError
 from shmlog.format.layout import CB, ROLE_HANDLE, STATE_FAILED, STATE_RUNNING, SYNC_BUCKETS
 from shmlog.format.retention import Retention
 from shmlog.memory.control import BLOCK_LOST
+from shmlog.memory.metrics import Metric, metrics
 from shmlog.memory.participants import Participant, Table
 from shmlog.system import processes
 
@@ -101,6 +102,10 @@ class Statistics:
         plain["cursors"] = [place._asdict() for place in self.cursors]
         plain["retention"] = self.retention and self.retention.to_dict()
         return plain
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """The same for monitoring: names, kinds and units as Prometheus and OpenTelemetry have them."""
+        return metrics(self)
 
     def sync_quantile_s(self, share: float) -> float:
         """An upper bound of how long this share (0 to 1) of the syncs took; 0.0 if there was none."""

@@ -27,7 +27,7 @@ from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
 
 def describe(path: str) -> dict[str, Any]:
     """A plain dictionary; FileNotFoundError or FormatError when there is no log."""
-    where = directory.load(path)
+    where = directory.load(path, to_look=True)
     identity = where.identity
     segments = list_segments(where)
     blocks = 0
@@ -46,7 +46,7 @@ def describe(path: str) -> dict[str, Any]:
     view = view_of(where, files.boot_id())
     if view is None:
         return facts | _dead(where)
-    with LockView(where.lock_path) as lock:
+    with LockView(where.lock_path, where.owner) as lock:
         pids = [
             view.load(slot_offset(number, PT.PID))
             for number in range(PARTICIPANT_COUNT)
