@@ -25,16 +25,20 @@ if TYPE_CHECKING:
         SourceDivergedError,
         TrimmedError,
     )
+    from shmlog.format.retention import Retention
     from shmlog.handle.cursor import Cursor, CursorInfo, Lag
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
-    from shmlog.memory.statistics import Statistics
+    from shmlog.memory.metrics import Metric, Sample
+    from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk
     from shmlog.records.scan import ArrowScan, Scan
     from shmlog.records.sealed import SealedSegment, decode_segment
     from shmlog.tools.assemble import Assembled, assemble
+    from shmlog.tools.backup import BackupReport, backup
+    from shmlog.tools.configure import configure
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
@@ -52,9 +56,13 @@ _HOMES = {
     "handle.watch": "Watch",
     "records.sealed": "SealedSegment decode_segment",
     "tools.assemble": "Assembled assemble",
+    "tools.backup": "BackupReport backup",
+    "tools.configure": "configure",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
-    "memory.statistics": "Statistics",
+    "format.retention": "Retention",
+    "memory.metrics": "Metric Sample",
+    "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
     "records.chunk": "ChunkInfo chunk_info decode_chunk encode_chunk",
     "records.scan": "ArrowScan Scan",
@@ -68,17 +76,21 @@ __all__ = [
     "ArrowScan",
     "Assembled",
     "AttachError",
+    "BackupReport",
+    "Blocker",
     "ChunkInfo",
     "ClosedError",
     "CorruptionError",
     "Cursor",
     "CursorInfo",
+    "CursorPlace",
     "FencedError",
     "FormatError",
     "Lag",
     "Log",
     "LogFailedError",
     "LogFullError",
+    "Metric",
     "ReadonlyLog",
     "Record",
     "RecordBatch",
@@ -87,6 +99,8 @@ __all__ = [
     "RepairReport",
     "Reservation",
     "RestartUnclearError",
+    "Retention",
+    "Sample",
     "Scan",
     "SealedSegment",
     "ShmlogError",
@@ -95,8 +109,11 @@ __all__ = [
     "TrimmedError",
     "VerifyReport",
     "Watch",
+    "WriterRate",
     "assemble",
+    "backup",
     "chunk_info",
+    "configure",
     "decode_chunk",
     "decode_segment",
     "encode_chunk",
@@ -110,6 +127,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
+    if name == "_native":
+        _check_core()
     if home is None:
         raise AttributeError(f"module 'shmlog' has no attribute {name!r}")
     import importlib
@@ -117,6 +136,20 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"shmlog.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _check_core() -> None:
+    """ImportError that says what to do where the core is not compiled, as in a fresh clone."""
+    import importlib.util
+    import sys
+
+    if importlib.util.find_spec("shmlog._native") is None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise ImportError(
+            f"shmlog's compiled core is not in {__path__[0]} for Python {version}: in a clone, `make native`"
+            " or `pip install -e .` compiles it; otherwise install shmlog with pip",
+            name="shmlog._native",
+        )
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import errno
 import json
 import os
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING
 
 from shmlog.cli import engines
 from shmlog.cli.arguments import check_place
-from shmlog.cli.output import progress_shown, put, say
+from shmlog.cli.output import colour, progress_shown, put, say
 
 if TYPE_CHECKING:
+    from shmlog.handle.readonly import ReadonlyLog
+    from shmlog.integrations.archived import ArchivedLog
     from shmlog.records.batch import Record
 
 CHUNK_BYTES = 256 << 10
@@ -115,19 +118,31 @@ def cat(chosen: argparse.Namespace) -> int:
 
     if chosen.raw and chosen.json:
         chosen.refuse("argument --raw: not allowed with argument --json")
+    if chosen.level is not None and chosen.tag is not None:
+        chosen.refuse("argument --level: not allowed with argument --tag: a message's level is its tag")
     if chosen.follow and chosen.stop is not None:
         chosen.refuse("argument --follow: not allowed with argument --stop")
+    tags = chosen.tag if chosen.level is None else range(chosen.level, 2**32)
     if engines.is_url(chosen.directory):
         if chosen.follow:
             chosen.refuse("argument --follow: not allowed with an archive")
         with engines.opened(chosen, chosen.directory) as archived:
-            return _print(chosen, archived.read(chosen.start, chosen.stop))
+            return _print(chosen, archived.read(_start(chosen, archived), chosen.stop, tags=tags))
     check_place(chosen.directory)
     with shmlog.open_readonly(chosen.directory) as log:
-        records: Iterator[Record] = log.read(chosen.start, chosen.stop)
+        start = _start(chosen, log)
+        records: Iterator[Record] = log.read(start, chosen.stop, tags=tags)
         if chosen.follow:
-            records = log.tail(log.trimmed_lsn if chosen.start is None else chosen.start)
+            records = log.tail(log.trimmed_lsn if start is None else start, tags=tags)
         return _print(chosen, records)
+
+
+def _start(chosen: argparse.Namespace, log: ReadonlyLog | ArchivedLog) -> int | None:
+    """Where to begin; ValueError beyond the end."""
+    start: int | None = chosen.start
+    if start is not None and start > (end := log.committed_lsn):
+        raise ValueError(f"--start {start} is beyond the end of the log: it ends at LSN {end}")
+    return start if chosen.since is None else max(start or 0, log.seek_time(chosen.since))
 
 
 def _print(chosen: argparse.Namespace, records: Iterator[Record]) -> int:
@@ -135,14 +150,40 @@ def _print(chosen: argparse.Namespace, records: Iterator[Record]) -> int:
 
     left = chosen.count if chosen.count is not None else -1
     for record in records if left else ():
-        if chosen.tag is not None and record.tag != chosen.tag:
-            continue
         left -= 1
-        data = json.dumps(record_facts(record)).encode() if chosen.json else record.data
+        data: bytes | memoryview = record.data
+        if chosen.json:
+            data = json.dumps(record_facts(record)).encode()
+        elif chosen.format == "logging":
+            data = _message(record)
         put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
         if left == 0:
             break
     return 0
+
+
+_COLOURS = ((50, 35), (40, 31), (30, 33), (20, 32), (0, 2))
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""A message must not command the terminal."""
+
+
+def _message(record: Record) -> bytes:
+    """A message of logging's as text; what is no message as it is."""
+    try:
+        facts = json.loads(bytes(record.data))
+        moment = datetime.datetime.fromtimestamp(float(facts["time"])).isoformat(timespec="milliseconds")
+        name, text = str(facts["level"]), str(facts["message"])
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
+        return bytes(record.data)
+    known = ("time", "level", "logger", "message", "process", "thread", "where", "exception", "stack")
+    extra = " ".join(f"{key}={value!r}" for key, value in facts.items() if key not in known)
+    who = f"{facts.get('logger', '')}[{facts.get('process', '')}]"
+    text = "\n".join(
+        [f"{text}  {extra}".rstrip(), *(str(facts[key]) for key in ("exception", "stack") if key in facts)]
+    )
+    number = next(number for level, number in _COLOURS if record.tag >= level)
+    shown = colour(f"{name.translate(_CONTROL):8}", number)
+    return f"{moment} {shown} {who.translate(_CONTROL)} {text.translate(_CONTROL)}".encode(errors="replace")
 
 
 def export(chosen: argparse.Namespace) -> int:

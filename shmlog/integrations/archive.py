@@ -5,10 +5,10 @@
     cursor    | .......... | ......... |
 
 Invariants, after those of ship
-  I10  Every object is put create-only; what is there already must be equal, or it is another log's. A
+  I20  Every object is put create-only; what is there already must be equal, or it is another log's. A
        store that would put over it is found out before anything is put.
-  I11  A sidecar is put after its segment was read back and compared. Without it there is no segment.
-  I12  The log is trimmed only below what has a sidecar, and never beyond another cursor.
+  I21  A sidecar is put after its segment was read back and compared. Without it there is no segment.
+  I22  The log is trimmed only below what has a sidecar, and never beyond another cursor.
 
 This module knows objects and sealed segments.  It may not know how either is kept.
 """
@@ -118,7 +118,7 @@ class Archiver(Repeating):
         self.statistics = replace(self.statistics, position_lsn=position)
 
     def _check_last(self, position: int) -> None:
-        """I6: the last archived segment must be the log's, if the log still has it."""
+        """I16: the last archived segment must be the log's, if the log still has it."""
         first = position - self._log.segment_bytes
         if first < self._log.trimmed_lsn:
             return
@@ -130,7 +130,7 @@ class Archiver(Repeating):
             )
 
     def _put(self, segment: shmlog.SealedSegment) -> None:
-        """I10, I11."""
+        """I20, I21."""
         log_id, first = self._log.log_id, segment.first_lsn
         self._put_equal(segment_path(log_id, first), segment.data, first)
         sidecar = Sidecar.of(log_id, segment)
@@ -146,7 +146,7 @@ class Archiver(Repeating):
         raise shmlog.SourceDivergedError(lsn, f"{path} is there already, and holds something else")
 
     def _trim_log(self) -> None:
-        """I12."""
+        """I22."""
         held = [cursor.lsn for cursor in self._log.cursors()]
         target = min([self._position - self._keep_bytes, *held])
         if target > self._log.trimmed_lsn:

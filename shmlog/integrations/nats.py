@@ -6,10 +6,10 @@
     Shmlog-Log  Shmlog-Begin  Shmlog-End  Shmlog-Shipper  Shmlog-Last (LSN:checksum of the last record)
 
 Invariants, after those of ship
-  I7  One conditional publish at a time. Each names the subject's last sequence, and the server refuses it
+  I17  One conditional publish at a time. Each names the subject's last sequence, and the server refuses it
       if another came between; of two in flight the second could pass where the first did not.
-  I8  The position is read from the stream's leader. A follower may not have the last message yet.
-  I9  No Nats-Msg-Id: within its window the server drops a message whose id it has seen, and a chunk that
+  I18  The position is read from the stream's leader. A follower may not have the last message yet.
+  I19  No Nats-Msg-Id: within its window the server drops a message whose id it has seen, and a chunk that
       is cut otherwise when it is sent again has another end.
 
 A server acknowledges when a majority has the message, and by default not when it is on their disks:
@@ -140,7 +140,7 @@ class _Connection:
             raise EngineError(f"nats: {type(error).__name__}: {error}".rstrip(": ")) from error
 
     def last(self, subject: str) -> nats.js.api.RawStreamMsg | None:
-        """I8: the stream's last message of the subject."""
+        """I18: the stream's last message of the subject."""
         try:
             found: nats.js.api.RawStreamMsg = self._call(
                 self.connected().jsm().get_msg(self._stream, subject=subject)
@@ -194,7 +194,7 @@ class _Connection:
             )
 
     def publish(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
-        """I7: the sequence of the message.  ConflictError, EngineError."""
+        """I17: the sequence of the message.  ConflictError, EngineError."""
         request = self.connected().request(subject, data, timeout=TIMEOUT_S, headers=headers)
         answer = json.loads(self._call(request).data)
         error = answer.get("error")

@@ -113,7 +113,7 @@ class Store:
             return sorted(found["path"] for part in obstore.list(self._store, prefix) for found in part)
 
     def probe(self, prefix: str) -> None:
-        """ValueError if the store puts over what is there (I10)."""
+        """ValueError if the store puts over what is there (I20)."""
         name = f"{prefix}/probe-{secrets.token_hex(8)}"
         try:
             if not self.create(name, b"1") or self.create(name, b"2") or self.get(name) != b"1":

@@ -5,21 +5,21 @@
     cursor    | ................. |                  at or below E; the log is kept from here on
 
 Invariants
-  I1  Only what is below durable_lsn leaves the host. After a power cut the LSNs above it come back
+  I11  Only what is below durable_lsn leaves the host. After a power cut the LSNs above it come back
       with other records.
-  I2  The engine holds the position, written in one with the data. The cursor bounds it from below,
+  I12  The engine holds the position, written in one with the data. The cursor bounds it from below,
       and keeps the log from being trimmed.
-  I3  Every write is conditional on the position that it continues.
-  I4  A chunk begins where the one before it ends. What lies between two records and is none (PAD, FILL,
+  I13  Every write is conditional on the position that it continues.
+  I14  A chunk begins where the one before it ends. What lies between two records and is none (PAD, FILL,
       other tags) belongs to the chunk before it.
-  I5  The cursor never passes what the engine has acknowledged.
-  I6  At every start, and after every error, the last record that the engine holds must still be in the
+  I15  The cursor never passes what the engine has acknowledged.
+  I16  At every start, and after every error, the last record that the engine holds must still be in the
       log, by its LSN and its frame's checksum.
 
     E, as the engine has it                     what is done
-    cursor <= E <= durable_lsn, and I6          go on from E
+    cursor <= E <= durable_lsn, and I16         go on from E
     E < cursor: the engine lost records         rewind to E, and say so; TrimmedError if they are gone
-    E > durable_lsn, or not I6                  SourceDivergedError; never go on
+    E > durable_lsn, or not I16                 SourceDivergedError; never go on
     nothing there                               begin at the cursor
     another log's id                            another place in the engine
 
@@ -211,7 +211,7 @@ class Shipper(Repeating):
         self.statistics = replace(self.statistics, position_lsn=position)
 
     def _check_source(self, tail: Tail) -> None:
-        """I6.  A last record that was trimmed since cannot be looked at; it is believed."""
+        """I16.  A last record that was trimmed since cannot be looked at; it is believed."""
         durable = self._log.durable_lsn
         if tail.end_lsn > durable:
             raise shmlog.SourceDivergedError(tail.end_lsn, f"it is durable only up to LSN {durable}")
@@ -291,7 +291,7 @@ class Shipper(Repeating):
 
 
 class _Ahead:
-    """Durable records from a position on, cut into parts; knows where the next record begins (I4)."""
+    """Durable records from a position on, cut into parts; knows where the next record begins (I14)."""
 
     def __init__(self, log: shmlog.Log, begin: int, end: int, tags: int | Iterable[int] | None) -> None:
         self._end = end

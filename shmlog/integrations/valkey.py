@@ -4,7 +4,7 @@
                                chunk, shipper, last (LSN:checksum of the last record)
 
 The server refuses an id that is not above the stream's top. So of two chunks that continue the same
-position one is refused, as is one that continues an older position: ids are the condition (I3). A chunk
+position one is refused, as is one that continues an older position: ids are the condition (I13). A chunk
 that continues a later position than the server's passes, though: the position is asked for anew with
 every connection, for a server that lost its end has ended them.
 

@@ -11,8 +11,8 @@ because a frame's checksum starts from its id; so a chunk is checked wherever it
 headers the carrier lost.
 
 Invariants
-  H1  Nothing that a chunk claims costs memory or time beyond its own bytes.
-  H2  A chunk that decodes holds exactly the records that were encoded: one that is missing, that came
+  H11  Nothing that a chunk claims costs memory or time beyond its own bytes.
+  H12  A chunk that decodes holds exactly the records that were encoded: one that is missing, that came
       twice, or that differs in header or payload is an error.
 
 This module knows bytes.  It may not know where they are kept or sent.

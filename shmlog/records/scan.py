@@ -24,7 +24,7 @@ from shmlog import _native
 from shmlog.disk import directory
 from shmlog.disk.directory import Directory
 from shmlog.errors import FormatError
-from shmlog.format.marks import Header
+from shmlog.format.marks import HEADER_OFFSETS, Header
 from shmlog.records.arrow import Node, nodes_of
 from shmlog.records.batch import RecordBatch
 from shmlog.records.reader import BATCH_RECORDS, Reader, Tags, core_tags
@@ -131,6 +131,7 @@ class Scan:
             payload_bytes,
             os.fsencode(self._directory.segments_path),
             header[:ALIKE_BYTES],
+            HEADER_OFFSETS[-1],
             geometry.segment_bytes,
             self.start,
             self.stop,
@@ -169,7 +170,7 @@ def _arrive(
     holes: tuple[tuple[int, int], ...],
 ) -> Scan:
     """A scan that was pickled; FormatError if another log is there now."""
-    where = directory.load(path)
+    where = directory.load(path, to_look=True)
     if where.identity.log_id != log_id:
         raise FormatError(f"{path} has been replaced by another log")
     return Scan(where, bounds, tags, verify, holes)

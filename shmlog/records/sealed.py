@@ -7,7 +7,7 @@ Marks and the payloads of PAD and FILL differ between copies of a log that hold 
 them two who archive the same log make the same object, and one can be compared with the other.
 
 Invariants
-  H3  Equal records make equal bytes: nothing in them depends on who looks, when, or on which copy.
+  H13  Equal records make equal bytes: nothing in them depends on who looks, when, or on which copy.
 
 This module knows segments and frames.  It may not know where they are kept.
 """

@@ -145,7 +145,7 @@ def _kill_at_every_step(path: str, url: str, steps: int) -> None:
     os._exit(killed)
 
 
-@pytest.mark.holds("I11", "I12")
+@pytest.mark.holds("I21", "I22")
 def test_an_archiver_killed_at_every_step_leaves_no_segment_half_and_trims_none_that_is_not_there(
     log: shmlog.Log, url: str
 ) -> None:
@@ -178,7 +178,7 @@ class _Careless(Store):
         return True
 
 
-@pytest.mark.holds("I10")
+@pytest.mark.holds("I20")
 def test_a_store_that_puts_over_what_is_there_is_found_out_before_anything_is_put(
     log: shmlog.Log, url: str
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_store_that_puts_over_what_is_there_is_found_out_before_anything_is_pu
     assert not objects_of(url)
 
 
-@pytest.mark.holds("I10")
+@pytest.mark.holds("I20")
 def test_an_object_that_is_there_and_differs_is_never_replaced(log: shmlog.Log, url: str) -> None:
     path = f"{log.log_id}/segments/{65536:020d}.seg"
     obstore.put(Store(url)._store, path, b"another's")
@@ -215,7 +215,7 @@ def test_a_copy_of_the_log_that_went_its_own_way_is_not_archived_there(
     assert objects_of(url) == before
 
 
-@pytest.mark.holds("I12")
+@pytest.mark.holds("I22")
 def test_trimming_never_passes_what_is_archived_or_another_cursor(log: shmlog.Log, url: str) -> None:
     with log.cursor("reader") as cursor:
         cursor.commit(next(b for b in log.read_batches() if b.lsn[0] > 70000).next_lsn)

@@ -67,7 +67,7 @@ def ship_all(place: tuple[servers.Server, str], log: shmlog.Log, **options: Any)
         shipper.run(once=True)
 
 
-@pytest.mark.holds("I4")
+@pytest.mark.holds("I14")
 def test_every_kind_of_frame_arrives_once_and_in_order(
     stream: tuple[servers.Server, str], log: shmlog.Log
 ) -> None:
@@ -88,7 +88,7 @@ def test_every_kind_of_frame_arrives_once_and_in_order(
     assert cursor.lsn == log.durable_lsn and cursor.lag.records == 0
 
 
-@pytest.mark.holds("I1")
+@pytest.mark.holds("I11")
 def test_what_is_committed_and_not_durable_stays_on_the_host(
     stream: tuple[servers.Server, str], log_path: Path
 ) -> None:
@@ -117,7 +117,7 @@ def _ship(wire: Wire, path: Path, address: str, name: str, die_at: int) -> int:
         return faulty.events
 
 
-@pytest.mark.holds("I2", "I5")
+@pytest.mark.holds("I12", "I15")
 def test_a_shipper_killed_at_every_step_loses_nothing_and_ships_nothing_twice(
     stream: tuple[servers.Server, str], log: shmlog.Log
 ) -> None:
@@ -139,7 +139,7 @@ def test_a_shipper_killed_at_every_step_loses_nothing_and_ships_nothing_twice(
     assert_arrived(stream, log)
 
 
-@pytest.mark.holds("I2")
+@pytest.mark.holds("I12")
 @pytest.mark.parametrize("name", ["before put", "after put", "after tail"])
 def test_an_acknowledgement_that_is_lost_is_settled_by_the_tail(
     stream: tuple[servers.Server, str], log: shmlog.Log, name: str
@@ -165,7 +165,7 @@ def test_an_acknowledgement_that_is_lost_is_settled_by_the_tail(
     assert_arrived(stream, log)
 
 
-@pytest.mark.holds("I3", "I7")
+@pytest.mark.holds("I13", "I17")
 def test_of_two_shippers_the_one_that_was_overtaken_is_fenced(
     stream: tuple[servers.Server, str], log: shmlog.Log
 ) -> None:
@@ -200,7 +200,7 @@ class _ByMsgId(_Unconditional):
         return {**headers, "Nats-Msg-Id": headers["Shmlog-Begin"]}
 
 
-@pytest.mark.holds("I3")
+@pytest.mark.holds("I13")
 def test_control_without_the_condition_two_shippers_ship_twice_and_the_reader_says_so(
     stream: tuple[servers.Server, str], log: shmlog.Log
 ) -> None:
@@ -221,7 +221,7 @@ def test_control_without_the_condition_two_shippers_ship_twice_and_the_reader_sa
         list(found.batches())
 
 
-@pytest.mark.holds("I9")
+@pytest.mark.holds("I19")
 def test_control_with_message_ids_a_chunk_that_is_cut_otherwise_is_lost_and_the_reader_says_so(
     stream: tuple[servers.Server, str], log: shmlog.Log
 ) -> None:
@@ -239,7 +239,7 @@ def test_control_with_message_ids_a_chunk_that_is_cut_otherwise_is_lost_and_the_
         list(found.batches())
 
 
-@pytest.mark.holds("I6")
+@pytest.mark.holds("I16")
 @pytest.mark.parametrize("longer", [False, True])
 def test_a_copy_of_the_log_that_went_its_own_way_is_refused(
     stream: tuple[servers.Server, str], log_path: Path, tmp_path: Path, longer: bool

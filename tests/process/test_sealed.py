@@ -47,7 +47,7 @@ def test_sealed_segments_hold_every_record_of_theirs(log: shmlog.Log) -> None:
     assert tagged == [r for r in expected if r[2] == 1]
 
 
-@pytest.mark.holds("H3")
+@pytest.mark.holds("H13")
 def test_a_copy_whose_fillers_hold_other_bytes_has_the_same_sealed_segments(
     log_path: Path, tmp_path: Path
 ) -> None:

@@ -78,7 +78,7 @@ def test_no_records_are_a_chunk_too(log: shmlog.Log) -> None:
     assert (len(found), found.next_lsn) == (0, 4096)
 
 
-@pytest.mark.holds("H2")
+@pytest.mark.holds("H12")
 def test_no_changed_byte_of_a_header_or_payload_is_decoded(log: shmlog.Log) -> None:
     batch, chunk = whole(log)
     padding = set()
@@ -95,7 +95,7 @@ def test_no_changed_byte_of_a_header_or_payload_is_decoded(log: shmlog.Log) -> N
                 shmlog.decode_chunk(bad)
 
 
-@pytest.mark.holds("H2")
+@pytest.mark.holds("H12")
 def test_a_frame_that_is_missing_or_came_twice_is_an_error(log: shmlog.Log) -> None:
     batch, chunk = whole(log)
     frames = [bytes(batch[n : n + 1].frames()) for n in range(len(batch))]
@@ -106,7 +106,7 @@ def test_a_frame_that_is_missing_or_came_twice_is_an_error(log: shmlog.Log) -> N
     assert len(shmlog.decode_chunk(prefix + b"".join(frames))) == len(batch)
 
 
-@pytest.mark.holds("H1")
+@pytest.mark.holds("H11")
 def test_a_count_of_records_that_cannot_be_takes_no_memory() -> None:
     prefix = CHUNK_PREFIX.pack(b"SHMLOGCH", 1, CHUNK_PREFIX_BYTES, bytes(16), 0, 1 << 40, (1 << 32) - 1)
     with pytest.raises(shmlog.CorruptionError, match="4294967295 records"):
