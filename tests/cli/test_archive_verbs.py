@@ -16,6 +16,7 @@ from support.processes import until
 from support.shipping import SMALL, fill
 
 import shmlog
+from shmlog.cli.main import main
 
 if why := objects.missing():
     pytest.skip(why, allow_module_level=True)
@@ -107,9 +108,19 @@ def test_s3_is_spoken_to_with_settings_and_secrets_from_a_file(log: shmlog.Log, 
         assert b"every frame is valid" in done.stdout
 
 
-def test_wrong_usage_of_the_verbs_of_an_archive_says_so(log: shmlog.Log, url: str, tmp_path: Path) -> None:
-    run("archive", log.path, tmp_path / "store", "--once", status=2)
-    run("archive", log.path, "s3://me:hunter2@bucket", "--once", status=2)
-    run("cat", url, "--follow", status=2)
-    assert b"holds 0 logs" in run("verify", url, status=1).stderr
-    assert b"no log here" in run("archive", tmp_path / "none", url, "--once", status=1).stderr
+def test_wrong_usage_of_the_verbs_of_an_archive_says_so(
+    log: shmlog.Log, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["archive", log.path, str(tmp_path / "store"), "--once"],
+        ["archive", log.path, "s3://me:hunter2@bucket", "--once"],
+        ["cat", url, "--follow"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+    assert "hunter2" not in "".join(capfd.readouterr())
+    assert main(["verify", url]) == 1
+    assert "holds 0 logs" in capfd.readouterr().err
+    assert main(["archive", str(tmp_path / "none"), url, "--once"]) == 1
+    assert "no log here" in capfd.readouterr().err

@@ -17,6 +17,7 @@ from support.processes import until
 from support.shipping import SMALL, assert_shipped, fill
 
 import shmlog
+from shmlog.cli.main import main
 
 if why := servers.missing():
     pytest.skip(why, allow_module_level=True)
@@ -120,21 +121,27 @@ def test_a_ship_that_was_overtaken_ends_with_status_3(server: servers.Server, lo
 
 
 def test_wrong_usage_and_what_cannot_go_on_say_so(
-    server: servers.Server, log: shmlog.Log, tmp_path: Path
+    server: servers.Server, log: shmlog.Log, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for url in (
+    urls = (
         "nats://host",
         "ftp://host/x",
         "valkey://a,b/x",
         "nats://host/x?retain=1",
         "nats://me:hunter2@host/S",
-    ):
-        run(log.path, url, "--once", status=2)
+    )
+    for url in urls:
+        with pytest.raises(SystemExit) as ended:
+            main(["ship", log.path, url, "--once"])
+        assert ended.value.code == 2
+    assert "hunter2" not in "".join(capfd.readouterr())
     url = f"nats://{server.address}/CLI-{log.log_id}"
     assert "replicas=1 must be asked for" in run(log.path, url, "--once", status=1).stderr
-    assert "no log here" in run(tmp_path / "none", url, "--once", status=1).stderr
+    assert main(["ship", log.path + "-none", url, "--once"]) == 1
+    assert "no log here" in capfd.readouterr().err
     with log.cursor("ship"):
-        assert "open elsewhere" in run(log.path, url, "--once", status=1).stderr
+        assert main(["ship", log.path, url, "--once"]) == 1
+    assert "open elsewhere" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["env", "file", "written out", "missing"])

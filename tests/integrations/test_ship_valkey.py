@@ -61,6 +61,7 @@ def _ship(wire: Wire, path: Path, address: str, die_at: int) -> None:
                 pass
 
 
+@pytest.mark.crash
 def test_a_shipper_killed_at_every_step_loses_nothing_and_ships_nothing_twice(
     server: servers.Server, log: shmlog.Log
 ) -> None:

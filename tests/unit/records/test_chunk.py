@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +15,10 @@ from shmlog.records.chunk import CHUNK_PREFIX, CHUNK_PREFIX_BYTES
 SIZES = [0, 1, 31, 32, 33, 200, 5000]
 
 
-@pytest.fixture
-def log(log_path: Path) -> Iterator[shmlog.Log]:
-    with shmlog.open(log_path, create=True, segment_bytes=64 << 10, window_bytes=64 << 10) as log:
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[shmlog.Log]:
+    path = tmp_path_factory.mktemp("chunks") / "log"
+    with shmlog.open(path, create=True, segment_bytes=64 << 10, window_bytes=64 << 10) as log:
         for n in range(60):
             log.append(bytes([n]) * SIZES[n % len(SIZES)], tag=n % 3)
         log.append_many([b"a", b"b" * 100, b"c"], atomic=True)
