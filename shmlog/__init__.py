@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
+    from shmlog.tools.backup import BackupReport, backup
+    from shmlog.tools.configure import configure
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
@@ -47,6 +49,8 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "tools.backup": "BackupReport backup",
+    "tools.configure": "configure",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
     "format.retention": "Retention",
@@ -63,6 +67,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "ArrowScan",
     "AttachError",
+    "BackupReport",
     "Blocker",
     "ClosedError",
     "CorruptionError",
@@ -92,6 +97,8 @@ __all__ = [
     "VerifyReport",
     "Watch",
     "WriterRate",
+    "backup",
+    "configure",
     "open",
     "open_readonly",
     "recover",

@@ -103,6 +103,19 @@ def _known(text: str, found: int | None) -> int:
     return found
 
 
+def budget(text: str) -> int:
+    """A size, or none: -1."""
+    return -1 if text == "none" else size(text)
+
+
+def age(text: str) -> float:
+    """Seconds: 90s, 10m, 2h, 7d; or none: -1."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if text == "none":
+        return -1.0
+    return seconds(text[:-1]) * units[text[-1]] if text[-1:] in units else seconds(text)
+
+
 def dtype(text: str) -> object:
     """A NumPy dtype."""
     from shmlog.tools.export import parse_dtype

@@ -81,9 +81,66 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace a file that is there")
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
+    sub = verb("configure", upkeep.configure, "Show how much of the log is kept, or change it.")
+    sub.add_argument(
+        "--retention-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
+    )
+    sub.add_argument(
+        "--retention-age",
+        type=words.age,
+        metavar="AGE",
+        help="how long: 90s, 10m, 2h, 7d; none: for ever",
+    )
+    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
+    sub.add_argument(
+        "--when-full",
+        choices=("wait", "trim"),
+        help="a cursor holds the budget back: writers wait, or not",
+    )
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    _ask_whether_it_restarted(sub)
+    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+
+    _health(verb)
+    sub = verb("trim", upkeep.trim, "Give up the oldest records, by whole segments.")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--before", type=words.count, metavar="LSN", help="the records below this")
+    what.add_argument(
+        "--older-than", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
+    )
+
+    sub = verb("backup", upkeep.backup, "Copy the log, in use or not, or add what is new to such a copy.")
+    sub.add_argument("target", metavar="TARGET", help="a new directory, or an earlier backup of this log")
+    sub.add_argument("--same-id", action="store_true", help="the copy is to take the log's place")
+
+    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
+    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
+    _ask_whether_it_restarted(sub)
+    return parser
+
+
+def _health(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """How a log fares, and what dead ones left."""
+    verb(
+        "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
+    )
+    sub = verb("top", show.top, "Show the log as it moves, until Ctrl-C.")
+    sub.add_argument("--interval", type=words.seconds, default=1.0, metavar="S", help="seconds (default 1)")
+    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many looks")
+    sub = verb("metrics", health.metrics, "Print OpenMetrics text, or serve it with a page for people.")
+    sub.add_argument(
+        "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
+    )
+    text = "List what every log has in /dev/shm; with --yes, remove what nobody uses."
+    sub = verb("gc", health.gc, text, of_a_log=False)
+    sub.add_argument("names", metavar="NAME", nargs="*", help="only these control blocks, as listed")
+    sub.add_argument("--yes", action="store_true", help="remove what is unused; what is unsettled if named")
+
+
+def _ask_whether_it_restarted(sub: argparse.ArgumentParser) -> None:
+    """For whoever knows what the files and the clocks do not tell."""
     answers = sub.add_mutually_exclusive_group()
     answers.add_argument(
         "--restarted",
@@ -98,37 +155,6 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="it did not: keep all, and fill the holes of dead writers",
     )
-    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
-
-    verb(
-        "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
-    )
-    sub = verb("top", show.top, "Show the log as it moves, until Ctrl-C.")
-    sub.add_argument("--interval", type=words.seconds, default=1.0, metavar="S", help="seconds (default 1)")
-    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many looks")
-    sub = verb("metrics", health.metrics, "Print OpenMetrics text, or serve it with a page for people.")
-    sub.add_argument(
-        "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
-    )
-    sub = verb(
-        "gc",
-        health.gc,
-        "List what every log has in /dev/shm; with --yes, remove what nobody uses.",
-        of_a_log=False,
-    )
-    sub.add_argument("names", metavar="NAME", nargs="*", help="only these control blocks, as listed")
-    sub.add_argument("--yes", action="store_true", help="remove what is unused; what is unsettled if named")
-
-    sub = verb("trim", upkeep.trim, "Give up the oldest records, by whole segments.")
-    what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--before", type=words.count, metavar="LSN", help="the records below this")
-    what.add_argument(
-        "--older-than", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
-    )
-
-    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
-    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
-    return parser
 
 
 def _choose_records(sub: argparse.ArgumentParser) -> None:

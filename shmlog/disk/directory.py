@@ -6,6 +6,8 @@
       segments/        00000000000000000000.seg ...
       cursors/NAME     one named cursor
       flusher.log      what the flusher had to say
+      retention.json   how much is kept (settings)
+      backup.json      only of a backup: of which log (descent)
       FAILED           that it could not make something durable (failure)
 
 This module knows names.  It may not know what segments hold.
@@ -105,7 +107,7 @@ def create(path: str, geometry: Geometry, mode: int) -> Directory:
     with contextlib.suppress(FileExistsError):
         files.make_directory(path, directory_mode)
     files.check_directory(path)
-    lock = LockFile(os.path.join(path, "LOCK"), mode)
+    lock = LockFile(os.path.join(path, "LOCK"))
     try:
         take_setup(lock, deadline_after(MAKING_S))
         if not exists(path):

@@ -28,6 +28,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from shmlog.disk import segment
 from shmlog.disk.failure import Failure
@@ -52,7 +53,8 @@ log = logging.getLogger("shmlog.flusher")
 
 
 class Syncer:
-    """The sync half of one flusher."""
+    """The sync half of one flusher.  retain(trim): give up what should go, and say in how many
+    seconds there may be more to do."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Syncer:
         geometry: Geometry,
         boot_id: bytes,
         interval_s: float,
+        retain: Callable[[Callable[[int], None]], float] = lambda trim: NAP_S,
     ) -> None:
         self._control = control
         self._native = control.native
@@ -68,6 +71,7 @@ class Syncer:
         self._geometry = geometry
         self._log_id = control.identity.log_id
         self._interval_s = interval_s
+        self._retain = retain
         self._sleeps_long = False
         self._suspect_lsn = 0
         newest = segments.newest_mark()
@@ -100,6 +104,7 @@ class Syncer:
         while not stop.is_set() and not control.failed:
             if native.load(CB.WANTED_TRIMMED) > control.trimmed_lsn:
                 self.trim(native.load(CB.WANTED_TRIMMED))
+            retain_in = self._retain(self.trim)
             committed, durable = control.committed_lsn, control.durable_lsn
             wanted = native.load(CB.WANTED_DURABLE)
             if wanted > durable:
@@ -123,7 +128,7 @@ class Syncer:
                 if timeout_s <= 0:
                     self.sync_mark(clean=False)
                     continue
-            self._sleep(timeout_s, wanted, committed, durable)
+            self._sleep(min(timeout_s, retain_in), wanted, committed, durable)
         if control.failed and not control.lost:  # by whomever: the others cannot leave a note
             self._note(control.load(CB.FAILED_ERRNO), control.load(CB.FAILED_LSN))
 

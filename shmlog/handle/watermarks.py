@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 
+from shmlog.format.layout import CB
 from shmlog.handle.awaiting import AwaitingWriter
 from shmlog.handle.watch import Source, Watch, Watched
 from shmlog.memory.statistics import blocked_by
@@ -50,6 +51,11 @@ class Watermarks(AwaitingWriter):
     def trimmed_lsn(self) -> int:
         """Records below it may be gone."""
         return self._attached().control.trimmed_lsn
+
+    def _oldest(self) -> int:
+        """What nobody is about to give up: at or above trimmed_lsn."""
+        control = self._attached().control
+        return max(control.trimmed_lsn, min(control.load(CB.TRIMMING_LSN), control.committed_lsn))
 
     def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None:
         """Wait until the record at lsn would survive power loss.

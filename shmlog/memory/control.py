@@ -25,6 +25,7 @@ This module knows the words.  It may not know what is in the files.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -179,7 +180,15 @@ class ControlBlock:
         """What the users of a failed log are told."""
         if self.lost:
             return LogFailedError(0, 0, BLOCK_LOST)
-        return LogFailedError(self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN))
+        return latched(self.native.load)
+
+
+def latched(load: Callable[[int], int]) -> LogFailedError:
+    """The failure that the words of a failed log name."""
+    number, lsn = load(CB.FAILED_ERRNO), load(CB.FAILED_LSN)
+    if number == errno.EFAULT:  # of no sync
+        return LogFailedError(number, lsn, "a file of it was changed or lost under it, or its memory")
+    return LogFailedError(number, lsn)
 
 
 def _ordered(load: Callable[[int], int], window_bytes: int) -> tuple[int, int]:

@@ -204,11 +204,13 @@ class Participants(Table):
     def any_as(self, role: int) -> bool:
         """Whether any other participant of this role lives.  Who is just taking a slot does not
         count: its role is not there yet."""
-        load = self._control.load
+
+        def has(number: int) -> bool:
+            return self.used(number) and self._control.load(slot_offset(number, PT.ROLE)) == role
+
+        # looked at again after the lock: that may be another's, who has taken a dead one's slot
         return any(
-            self.used(number)
-            and load(slot_offset(number, PT.ROLE)) == role
-            and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
+            has(number) and self._lock.locked(FIRST_PARTICIPANT_BYTE + number) and has(number)
             for number in range(self.high)
         )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from shmlog.errors import LogFailedError
 from shmlog.format.layout import CB, ROLE_HANDLE, STATE_FAILED, STATE_RUNNING, SYNC_BUCKETS
 from shmlog.format.retention import Retention
-from shmlog.memory.control import BLOCK_LOST
+from shmlog.memory.control import BLOCK_LOST, latched
 from shmlog.memory.metrics import Metric, metrics
 from shmlog.memory.participants import Participant, Table
 from shmlog.system import processes
@@ -91,7 +91,7 @@ class Statistics:
     """who holds committed_lsn back at this moment, be it for ever or for the time of a copy"""
     retention: Retention | None
     budget_held: bool
-    """whether room waits for a trim that a cursor, or what is not durable, holds back"""
+    """whether a writer lacks room for which a trim must come first that something holds back"""
     cursors: tuple[CursorPlace, ...]
     failed: str | None
 
@@ -184,7 +184,7 @@ def gather(
         participants=tuple(table.describe(number) for number in range(table.high) if table.used(number)),
         blocked_by=blocked_by(load, table),
         retention=retention,
-        budget_held=bool(load(CB.BUDGET_HELD)),
+        budget_held=bool(load(CB.BUDGET_HELD)) and load(CB.WANTED_LIMIT) > load(CB.LIMIT_LSN),
         cursors=places(committed),
         failed=_failed(load),
     )
@@ -195,7 +195,7 @@ def _failed(load: Callable[[int], int]) -> str | None:
     if state == STATE_RUNNING:
         return None
     if state == STATE_FAILED:
-        return str(LogFailedError(load(CB.FAILED_ERRNO), load(CB.FAILED_LSN)))
+        return str(latched(load))
     return str(LogFailedError(0, 0, BLOCK_LOST))
 
 

@@ -82,7 +82,7 @@ BITS_BEFORE_CLAIMS = (
 HELD_EXTENT_FORGOTTEN = (
     Mutation(
         "holes.py",
-        """        if claim.begin == g and claim.held:
+        """        if claim.begin == g and claim.held and g < claim.end <= tail:  # else overwritten
             return Hole(g, claim.end)
 """,
         """        pass

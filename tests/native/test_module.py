@@ -19,7 +19,7 @@ import pytest
 
 from shmlog import _native
 from shmlog.format.geometry import PARTICIPANT_COUNT, Geometry
-from shmlog.format.layout import CB, PT, STATE_RUNNING
+from shmlog.format.layout import CB, PT, SEGMENT_HEADER_BYTES, STATE_RUNNING
 from shmlog.records.arrow import RECORD_NODES
 
 STUB = Path(_native.__file__).with_name("_native.pyi")
@@ -61,7 +61,7 @@ spec = importlib.util.spec_from_file_location("shmlog._native", first.__file__)
 second = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(second)
 types = [value for value in vars(second).values() if isinstance(value, type)]
-assert len(types) == 5, types
+assert len(types) == 6, types
 left = [weakref.ref(kind) for kind in types]
 del second, spec, types
 gc.collect()
@@ -177,7 +177,7 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
     places, room = np.zeros(8, np.int64), bytearray(5)
     columns[4][:] = 5
     taking = (np.zeros(1, np.uint64), (mapping,), GEOMETRY.segment_bytes, 64, 7), np.zeros(1, np.uint64)
-    where = b"/nowhere", bytes(32), GEOMETRY.segment_bytes, 0, 64, 64, bytes(16), 7
+    where = b"/nowhere", bytes(32), 4096, GEOMETRY.segment_bytes, 0, 64, 64, bytes(16), 7
     stream = RECORD_NODES, -1, *where, True, np.arange(9, dtype=np.uint32).tobytes(), 9, 9, None
 
     def again() -> None:
@@ -230,12 +230,14 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
         "abandon": appended(abandon),
         "refused": refused,
         "crc32c": lambda: _native.crc32c(b"x" * 100),
-        "walk": lambda: _native.walk(memoryview(mapping)[4096:], 0, 0, 64, 7, True, -1, False, columns),
+        "walk": lambda: _native.walk(
+            memoryview(mapping)[SEGMENT_HEADER_BYTES:], 0, 0, 64, 7, True, -1, False, columns
+        ),
         "records": lambda: _native.records(mapping, 0, 0, 64, 64, 7, True, 8, tuple_of_five),
         "arrow_array": lambda: _native.arrow_array(RECORD_NODES, mapping, columns, places, None),
         "arrow_stream": lambda: _native.arrow_stream(*stream),
         "take": lambda: (_native.take_rows(*taking, 5, room), _native.take_records(*taking, columns, places)),
-        "find_frame": lambda: _native.find_frame(memoryview(mapping)[4096:], 0, 0, 64, 7),
+        "find_frame": lambda: _native.find_frame(memoryview(mapping)[SEGMENT_HEADER_BYTES:], 0, 0, 64, 7),
         "filler": lambda: _native.filler(3, 64, 64, 0, 0, 7),
         "control": lambda: (control.load(0), control.add(CB.COMMITS, 1), control.scan(0, 64, True)),
         "mapping": lambda: _native.Mapping(fd, 4096, False).load(0),

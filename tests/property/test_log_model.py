@@ -33,7 +33,7 @@ from hypothesis.stateful import (
     rule,
 )
 from support.processes import Child, Wire, kill_everybody, kill_flusher, lose_shared_memory
-from support.pyreader import PAD, PyLog
+from support.pyreader import HEADER_AREA, PAD, PyLog
 
 import shmlog
 from shmlog.disk import directory, recovery
@@ -393,7 +393,7 @@ class LogMachine(RuleBasedStateMachine):
             if first + SEGMENT > lsn:
                 with open(os.path.join(self.path, "segments", f"{first:020d}.seg"), "r+b") as file:
                     at = max(0, lsn - first)
-                    file.seek(4096 + at)
+                    file.seek(HEADER_AREA + at)
                     file.write(bytes(SEGMENT - at))
 
     @precondition(lambda self: not self.open)
