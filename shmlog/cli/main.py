@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of new files, octal (default 600)")
     sub.add_argument("--detach", action="store_true", help="go to the background; leave with the last user")
+    sub.add_argument("--session", type=int, help=argparse.SUPPRESS)  # by handles: flushers.start
 
     sub = verb(
         "append", records.append, "Append standard input: a record a line, or all of it as one record."
@@ -109,25 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _ask_whether_it_restarted(sub)
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.", "DIR|URL")
 
-    verb(
-        "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
-    )
-    sub = verb("top", show.top, "Show the log as it moves, until Ctrl-C.")
-    sub.add_argument("--interval", type=words.seconds, default=1.0, metavar="S", help="seconds (default 1)")
-    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many looks")
-    sub = verb("metrics", health.metrics, "Print OpenMetrics text, or serve it with a page for people.")
-    sub.add_argument(
-        "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
-    )
-    sub = verb(
-        "gc",
-        health.gc,
-        "List what every log has in /dev/shm; with --yes, remove what nobody uses.",
-        place="",
-    )
-    sub.add_argument("names", metavar="NAME", nargs="*", help="only these control blocks, as listed")
-    sub.add_argument("--yes", action="store_true", help="remove what is unused; what is unsettled if named")
-
+    _health(verb)
     sub = verb("trim", upkeep.trim, "Give up the oldest records, by whole segments.")
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--before", type=words.count, metavar="LSN", help="the records below this")
@@ -144,6 +127,24 @@ def _parser() -> argparse.ArgumentParser:
     _ask_whether_it_restarted(sub)
     _add_engines(verb)
     return parser
+
+
+def _health(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """How a log fares, and what dead ones left."""
+    verb(
+        "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
+    )
+    sub = verb("top", show.top, "Show the log as it moves, until Ctrl-C.")
+    sub.add_argument("--interval", type=words.seconds, default=1.0, metavar="S", help="seconds (default 1)")
+    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many looks")
+    sub = verb("metrics", health.metrics, "Print OpenMetrics text, or serve it with a page for people.")
+    sub.add_argument(
+        "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
+    )
+    text = "List what every log has in /dev/shm; with --yes, remove what nobody uses."
+    sub = verb("gc", health.gc, text, place="")
+    sub.add_argument("names", metavar="NAME", nargs="*", help="only these control blocks, as listed")
+    sub.add_argument("--yes", action="store_true", help="remove what is unused; what is unsettled if named")
 
 
 def _ask_whether_it_restarted(sub: argparse.ArgumentParser) -> None:

@@ -180,10 +180,15 @@ class ControlBlock:
         """What the users of a failed log are told."""
         if self.lost:
             return LogFailedError(0, 0, BLOCK_LOST)
-        number, lsn = self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN)
-        if number == errno.EFAULT:  # of no sync
-            return LogFailedError(number, lsn, "a file of it was changed or lost under it, or its memory")
-        return LogFailedError(number, lsn)
+        return latched(self.native.load)
+
+
+def latched(load: Callable[[int], int]) -> LogFailedError:
+    """The failure that the words of a failed log name."""
+    number, lsn = load(CB.FAILED_ERRNO), load(CB.FAILED_LSN)
+    if number == errno.EFAULT:  # of no sync
+        return LogFailedError(number, lsn, "a file of it was changed or lost under it, or its memory")
+    return LogFailedError(number, lsn)
 
 
 def _ordered(load: Callable[[int], int], window_bytes: int) -> tuple[int, int]:

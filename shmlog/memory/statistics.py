@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from shmlog.errors import LogFailedError
 from shmlog.format.layout import CB, ROLE_HANDLE, STATE_FAILED, STATE_RUNNING, SYNC_BUCKETS
 from shmlog.format.retention import Retention
-from shmlog.memory.control import BLOCK_LOST
+from shmlog.memory.control import BLOCK_LOST, latched
 from shmlog.memory.metrics import Metric, metrics
 from shmlog.memory.participants import Participant, Table
 from shmlog.system import processes
@@ -195,7 +195,7 @@ def _failed(load: Callable[[int], int]) -> str | None:
     if state == STATE_RUNNING:
         return None
     if state == STATE_FAILED:
-        return str(LogFailedError(load(CB.FAILED_ERRNO), load(CB.FAILED_LSN)))
+        return str(latched(load))
     return str(LogFailedError(0, 0, BLOCK_LOST))
 
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import SEGMENT_BYTES, Child, Wire, flusher_pid, stopped
+from support.processes import (
+    SEGMENT_BYTES,
+    Child,
+    Wire,
+    flusher_pid,
+    kill_everybody,
+    lose_shared_memory,
+    stopped,
+)
 
 import shmlog
 from shmlog.integrations.logging import LoguruSink, ShmlogHandler, StructlogFactory
@@ -130,9 +138,16 @@ def test_forked_workers_write_through_the_handler_of_their_parent(
 
 
 def test_what_shmlog_itself_logs_while_the_handler_opens_does_not_come_back_to_it(log_path: Path) -> None:
-    with shmlog.open(log_path, create=True) as log:
+    def write(wire: Wire) -> None:
+        log = shmlog.open(log_path, create=True)
         log.append(b"x", durable=True)
-    (log_path / "LOCK").rename(log_path / "LOCK.old")  # another place: recovered, with a warning
+        wire.say("durable")
+        wire.hear()
+
+    with Child(write) as child:
+        assert child.hear() == "durable"
+        kill_everybody(log_path, [child])
+    lose_shared_memory(log_path)  # so the next opening recovers the log, and says so
     handler = ShmlogHandler(log_path, timeout=20.0)
     own = logging.getLogger("shmlog")
     own.addHandler(handler)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import Child, Wire, block_path, shared_names
+from support.processes import Child, Wire, block_path, shared_names, until
 
 import shmlog
 from shmlog.errors import FormatError
@@ -34,7 +34,8 @@ def _give(path: Path, user: int, group: int, mode: int) -> None:
     names = [path, *path.rglob("*"), *shared_names(path)]
     for name in names:
         os.chown(name, user, group)
-        name.chmod(mode | (mode & 0o444) >> 2 if name.is_dir() else mode)
+        if name.name != "LOCK":  # it is nobody else's, whatever the mode
+            name.chmod(mode | (mode & 0o444) >> 2 if name.is_dir() else mode)
 
 
 def _as(user: int, groups: list[int], do: Callable[[], Any]) -> Any:
@@ -65,6 +66,7 @@ def test_root_and_a_group_that_the_mode_lets_in_may_look_and_nobody_else(open_pa
     try:
         log.append(b"x", durable=True)
         log.cursor("etl").close()
+        until(lambda: len(list(open_path.glob("segments/*.seg"))) == 2, "no more is made meanwhile")
         if not live:
             log.close()
         _give(open_path, OWNER, GROUP, 0o640)
