@@ -75,7 +75,12 @@ class Flusher:
         self._segments = OpenSegments(directory, mode)
         self._syncer = Syncer(control, self._segments, self._geometry, boot_id, sync_interval)
         self._preparer = Preparer(
-            control, self._segments, self._geometry, lambda: self._syncer.mark, self._syncer.fail
+            control,
+            self._segments,
+            self._geometry,
+            lambda: self._syncer.mark,
+            self._syncer.fail,
+            participants.totals,
         )
         self._committer = Committer(
             control,

@@ -29,6 +29,9 @@ from shmlog.system import files
 
 AHEAD_PIECES = 3
 """To begin with; twice as many each time that pieces are wanted in quick succession."""
+LARGE_BYTES = 32768
+"""Records of this size go in by a system call that makes the pages (native/core/large.h): zeros
+before them would cost more than the records."""
 QUIET_S = 0.05
 """No piece was wanted for so long: time to write the zeros of those that are ready."""
 RETRY_S = 0.1
@@ -47,6 +50,7 @@ class Preparer:
         geometry: Geometry,
         newest_mark: Callable[[], Mark],
         fail: Callable[[int], None],
+        written: Callable[[], tuple[int, ...]],
     ) -> None:
         self._control = control
         self._native = control.native
@@ -54,6 +58,9 @@ class Preparer:
         self._geometry = geometry
         self._newest_mark = newest_mark
         self._fail = fail
+        self._written = written
+        self._before = written()
+        self._large = False
         self._wanted = threading.Event()
         self._ahead_pieces = AHEAD_PIECES
         self._zeros: list[int] = []
@@ -134,14 +141,24 @@ class Preparer:
         at = geometry.file_offset(begin) // PAGE_BYTES * PAGE_BYTES
         stop = geometry.file_offset(begin) + end - begin
         files.allocate(opened.prepare_fd, at, stop)
-        opened.mapping.populate(at, stop - at)
-        opened.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
+        if not self._records_are_large():
+            opened.mapping.populate(at, stop - at)
+            opened.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
         first = geometry.segment_begin(begin)
         if first not in self._zeros:
             self._zeros.append(first)
         if end - first >= geometry.segment_bytes // 2:
             self._next_lsn = first + geometry.segment_bytes
             self._next_wanted.set()
+
+    def _records_are_large(self) -> bool:
+        """Whether most of what was written since it was last known came in large records."""
+        now = self._written()
+        records, payload = now[0] - self._before[0], now[1] - self._before[1]
+        if payload >= self._geometry.piece_bytes // 4 or payload < 0:
+            self._large = records > 0 and payload >= records * LARGE_BYTES // 2
+            self._before = now
+        return self._large
 
     def _report(self, error: OSError, begin: int, end: int) -> None:
         """Let waiting writers see why there is no room."""

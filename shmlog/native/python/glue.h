@@ -196,6 +196,9 @@ int finish(WriterObject *self, uint64_t last_lsn, options_t *o);
 /* A mapping faulted: _slow raises, and the claim stays held. */
 int faulted(WriterObject *self, const ticketed_t *t, options_t *o);
 
+/* The disk refused a large payload, whose range has been given back: -1 with an OSError. */
+int refused(const ticketed_t *t);
+
 /* SystemExit("died"), and NULL: a step of the test build says that the process is dead. */
 PyObject *died(void);
 

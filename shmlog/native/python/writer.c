@@ -147,7 +147,7 @@ static PyObject *Writer_map(WriterObject *self, PyObject *args) {
     TURN_BEGIN(self);
     if (segment_make_way(&self->w, number)) {
         Py_XSETREF(self->mappings[segment_index(&self->w, number)], Py_NewRef((PyObject *)mapping));
-        segment_map(&self->w, number, mapping->base + SEGMENT_HEADER_BYTES, mapping->range);
+        segment_map(&self->w, number, mapping->base + SEGMENT_HEADER_BYTES, mapping->range, &mapping->map->file);
     }
     TURN_END();
     Py_RETURN_NONE;
