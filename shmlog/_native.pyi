@@ -175,6 +175,7 @@ def arrow_stream(
     payload_bytes: int,
     directory: bytes,
     header: bytes,
+    header_copy_at: int,
     segment_bytes: int,
     begin_lsn: int,
     stop_lsn: int,

@@ -79,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    _ask_whether_it_restarted(sub)
+    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+
+    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
+    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
+    _ask_whether_it_restarted(sub)
+    return parser
+
+
+def _ask_whether_it_restarted(sub: argparse.ArgumentParser) -> None:
+    """For whoever knows what the files and the clocks do not tell."""
     answers = sub.add_mutually_exclusive_group()
     answers.add_argument(
         "--restarted",
@@ -93,11 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="it did not: keep all, and fill the holes of dead writers",
     )
-    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
-
-    sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
-    sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,7 +94,9 @@ def repair(chosen: argparse.Namespace) -> int:
 
     check_place(chosen.directory)
     with progress_shown(chosen) as progress:
-        report = shmlog.repair(chosen.directory, apply=chosen.yes, progress=progress)
+        report = shmlog.repair(
+            chosen.directory, apply=chosen.yes, restarted=chosen.restarted, progress=progress
+        )
     say(chosen, report.to_dict(), _repair_text(report))
     if not report.applied:
         return int(bool(report.changes))

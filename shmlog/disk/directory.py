@@ -91,7 +91,7 @@ def create(path: str, geometry: Geometry, mode: int) -> Directory:
     with contextlib.suppress(FileExistsError):
         files.make_directory(path, directory_mode)
     files.check_directory(path)
-    lock = LockFile(os.path.join(path, "LOCK"), mode)
+    lock = LockFile(os.path.join(path, "LOCK"))
     try:
         take_setup(lock, deadline_after(MAKING_S))
         if not exists(path):

@@ -29,10 +29,12 @@ from shmlog import _native
 from shmlog.disk import cursors, ownership, segment
 from shmlog.disk.directory import Directory
 from shmlog.disk.ownership import Change, File
+from shmlog.disk.segments import segment_path
 from shmlog.disk.walk import Walker
-from shmlog.errors import FormatError
+from shmlog.errors import FormatError, RestartUnclearError
 from shmlog.format.layout import GRANULE_BYTES, KIND_FILL, SEGMENT_HEADER_BYTES
 from shmlog.format.marks import MARK_SLOTS, Header, Mark
+from shmlog.format.origin import Origin, Since, since
 from shmlog.system import files
 
 MISSING_SEGMENTS_MAX = 1024
@@ -61,9 +63,15 @@ class Salvage:
     """for the segments that are made"""
 
 
-def find(path: str, progress: Callable[[int, int], None] | None = None) -> Salvage:
+def find(
+    path: str,
+    boot_id: bytes,
+    restarted: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Salvage:
     """Look at every file of the log in the directory, of which nobody is a user.  FormatError:
-    nothing tells whose files they are."""
+    nothing tells whose files they are.  RestartUnclearError: nothing tells whether the machine
+    restarted, and `restarted` does not either."""
     path = os.path.abspath(path)
     files.check_directory(path)
     changes: list[Change] = []
@@ -71,7 +79,7 @@ def find(path: str, progress: Callable[[int, int], None] | None = None) -> Salva
     if not os.path.isdir(directory.segments_path):
         raise FormatError(f"{path} has no segments: there is nothing to repair")
     placed = ownership.place(directory, ownership.candidates(directory, changes), changes)
-    return _Plan(directory, placed, changes, progress).made()
+    return _Plan(directory, placed, changes, progress).made(directory.origin(boot_id), restarted)
 
 
 class _Files(Walker):
@@ -105,9 +113,9 @@ class _Plan:
         self._now = time.time_ns()
         self._mark = max((file.mark for file in placed.values() if file.mark), default=None)
 
-    def made(self) -> Salvage:
+    def made(self, here: Origin, restarted: bool | None) -> Salvage:
         with self._walker:
-            mark, moved = self._vouched()
+            mark, moved = self._vouched(here, restarted)
             if mark is not None:
                 self._frames(mark)
                 self._write_mark(mark, moved)
@@ -116,11 +124,11 @@ class _Plan:
         changes, lost = tuple(self._changes), tuple(self._lost)
         return Salvage(self._directory, trimmed, vouched, changes, lost, mark)
 
-    def _vouched(self) -> tuple[Mark | None, str]:
+    def _vouched(self, here: Origin, restarted: bool | None) -> tuple[Mark | None, str]:
         """The mark that the log will have, and why it is not the one there is."""
         size, mark, why = self._geometry.segment_bytes, self._mark, ""
         if mark is None:
-            end = max(map(self._valid_end, self._placed), default=0)
+            end = max(self._ends(0), default=min(self._placed, default=0))
             reached = _furthest_cursor(self._directory)
             if not self._placed and not reached:
                 return None, ""
@@ -128,6 +136,13 @@ class _Plan:
             end = end if self._placed else -(-reached // size) * size
             mark = Mark(epoch, end, 0, min(self._placed, default=max(0, end - size)))
             why = "no mark is whole; it vouches for every frame that is valid"
+        elif since(mark.origin, here, restarted) in (Since.COPIED, Since.UNCLEAR):
+            good, end = self._reach(mark.durable_lsn), max(self._ends(mark.durable_lsn), default=0)
+            if end > good and since(mark.origin, here, restarted) is Since.UNCLEAR:
+                raise RestartUnclearError(segment_path(self._directory, good), good)
+            if end > good:
+                mark = mark.next(durable_lsn=end, origin=here, clean=False)
+                why = "of a copy that was made while the log was written every frame that is valid is kept"
         begin = self._geometry.segment_begin(mark.trimmed_lsn)
         last = self._geometry.segment_begin(max(0, mark.durable_lsn - 1))
         there = [first for first in self._placed if begin <= first <= last]
@@ -144,6 +159,22 @@ class _Plan:
         if last not in self._placed:  # it will be made, and hold the mark
             why = why or "the segment that held it is missing"
         return mark, why
+
+    def _ends(self, vouched: int) -> list[int]:
+        """Where the last valid frames end of the files from that of `vouched` on that hold any."""
+        last = self._geometry.segment_begin(max(0, vouched - 1))
+        found = [(first, self._valid_end(first)) for first in self._placed if first >= last]
+        return [end for first, end in found if end > first]
+
+    def _reach(self, vouched: int) -> int:
+        """How far valid frames reach from the segment that holds the end of what was vouched for."""
+        at = self._geometry.segment_begin(max(0, vouched - 1))
+        while (first := self._geometry.segment_begin(at)) == at and first in self._placed:
+            walk = self._walker.walk(at, self._stop(first))
+            if walk.end_lsn == at:
+                break
+            at = walk.end_lsn
+        return at
 
     def _valid_end(self, first: int) -> int:
         """Where the last valid frame of one file ends, or its first LSN."""
@@ -248,7 +279,7 @@ class _Plan:
 
     def _cursors(self, vouched: int) -> None:
         """A cursor that cannot be read is forgotten; none points above the end."""
-        seed, end = self._directory.identity.seed, max([vouched, *map(self._valid_end, self._tail(vouched))])
+        seed, end = self._directory.identity.seed, max([vouched, *self._ends(vouched)])
         for name, path in cursors.paths(self._directory):
             try:
                 place = cursors.look(path, seed)
@@ -259,10 +290,6 @@ class _Plan:
                 why = f"the cursor {name!r} was at {place.lsn}, and the log ends at {end}"
                 offset, data = cursors.encode(seed, place.sequence + 1, end)
                 self._changes.append(Change("patch", path, why, offset=offset, data=data))
-
-    def _tail(self, vouched: int) -> list[int]:
-        last = self._geometry.segment_begin(max(0, vouched - 1))
-        return [first for first in self._placed if first >= last]
 
 
 def _furthest_cursor(directory: Directory) -> int:

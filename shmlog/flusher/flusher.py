@@ -206,7 +206,8 @@ class Flusher:
     def _take_over(self) -> None:
         """Open what is live, and go on where a dead flusher stopped."""
         durable, prepared = self._control.durable_lsn, self._native.load(CB.PREPARED_LSN)
-        for first, _ in self._geometry.segment_ranges(self._geometry.segment_begin(durable), prepared):
+        begin, size = self._geometry.segment_begin(durable), self._geometry.segment_bytes
+        for first in range(begin, prepared, size):  # no list: of a damaged block it would have no end
             self._segments.get(first)
         self._segments.sync_names()
         self._syncer.take_over()

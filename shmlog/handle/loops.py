@@ -22,6 +22,9 @@ from shmlog.handle.watch import Watch, Watched
 LOOK_S = 0.05
 """While somebody waits, the handle and its flusher are looked at so often."""
 
+SERVED_MAX = 128
+"""Tasks woken at once: others run in between, however many a sync has made durable."""
+
 _numbers = itertools.count()
 
 
@@ -96,11 +99,12 @@ class Waits:
             for kind, heap in self._heaps.items():
                 if not heap:
                     continue
-                has = self._watermark(kind)
-                while heap and (heap[0][0] <= has or heap[0][2].done()):
+                has, served = self._watermark(kind), 0
+                while heap and served < SERVED_MAX and (heap[0][0] <= has or heap[0][2].done()):
                     future = heapq.heappop(heap)[2]
                     if not future.done():
                         future.set_result(None)
+                        served += 1
                 self._arm(kind)
         except Exception as error:
             self._fail(error)

@@ -136,7 +136,12 @@ class LogDataset(IterableDataset[Any]):
     def _following(self, number: int, count: int) -> Iterator[shmlog.RecordBatch]:
         with shmlog.open_readonly(self.path) as log:
             start = self._start(self._scan.start)
-            for batch in log.tail_batches(start, tags=self._tags, timeout=self._timeout):
+            batches = log.tail_batches(start, tags=self._tags, timeout=self._timeout)
+            while True:
+                try:
+                    batch = next(batches)
+                except TimeoutError:
+                    return
                 if count > 1:
                     batch = batch[batch.lsn // STRIPE_BYTES % count == number]
                 if len(batch):

@@ -92,10 +92,12 @@ def exists(log_id: bytes) -> bool:
 def unlink_all(log_id: bytes) -> None:
     """Remove the block's and the semaphores' names.  The block last: it being gone means
     that nothing is left, and who joins one that was left makes the semaphores anew."""
-    for which in ("c", "s"):
-        unlink(bell_name(log_id, which))
-    with contextlib.suppress(FileNotFoundError):
-        _posixshmem.shm_unlink("/" + block_name(log_id))
+    try:
+        for which in ("c", "s"):
+            unlink(bell_name(log_id, which))
+    finally:  # if one is another user's: the block would be of no use
+        with contextlib.suppress(FileNotFoundError):
+            _posixshmem.shm_unlink("/" + block_name(log_id))
 
 
 def missing(path: str, log_id: bytes) -> str:

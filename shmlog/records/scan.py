@@ -24,7 +24,7 @@ from shmlog import _native
 from shmlog.disk import directory
 from shmlog.disk.directory import Directory
 from shmlog.errors import FormatError
-from shmlog.format.marks import Header
+from shmlog.format.marks import HEADER_OFFSETS, Header
 from shmlog.records.arrow import Node, nodes_of
 from shmlog.records.batch import RecordBatch
 from shmlog.records.reader import BATCH_RECORDS, Reader, Tags, core_tags
@@ -131,6 +131,7 @@ class Scan:
             payload_bytes,
             os.fsencode(self._directory.segments_path),
             header[:ALIKE_BYTES],
+            HEADER_OFFSETS[-1],
             geometry.segment_bytes,
             self.start,
             self.stop,

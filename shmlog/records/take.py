@@ -142,7 +142,7 @@ def _wanted(lsns: npt.ArrayLike, trimmed: int, committed: int) -> npt.NDArray[np
         raise TrimmedError(low, trimmed)
     if high >= committed:
         raise ValueError(f"no record begins at LSN {high}: the log ends at {committed}")
-    return np.ascontiguousarray(given, np.uint64)
+    return np.array(given, np.uint64)  # a copy: nobody changes it under the core
 
 
 def _array(out: Any, rows: int) -> npt.NDArray[Any]:

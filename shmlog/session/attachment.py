@@ -105,7 +105,7 @@ def attach(
     flusher, which frees those of the dead."""
     boot = files.boot_id()
     own = lock is None
-    lock = lock or LockFile(directory.lock_path, mode)
+    lock = lock or LockFile(directory.lock_path)
     try:
         patience, ask_at = min(deadline, time.monotonic() + PATIENCE_S), 0.0
         while True:

@@ -61,7 +61,7 @@ def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
         signal.signal(number, lambda number, _: told.append(number))
     where = directory.load(path)
     _set_up_logging(where, mode, detach)
-    lock = LockFile(where.lock_path, mode)
+    lock = LockFile(where.lock_path)
     if not _take_lease(lock):
         if detach:
             return 0

@@ -4,6 +4,9 @@ Two bells wake the flusher, one for each of its loops that sleep.  A ring is
 remembered: who rings before the other sleeps has rung.  Spurious wakes are
 possible; every waiter looks again at what it waits for.
 
+A name may have been taken by another user, who could then ring, or keep it from
+ringing: whose it is is looked at after it was opened.
+
 This module knows names and time-outs.  It may not know what is waited for.
 """
 
@@ -17,16 +20,24 @@ from collections.abc import Iterator
 
 import posix_ipc
 
+from shmlog.errors import AttachError
+
 SEMAPHORE_VALUE = posix_ipc.SEMAPHORE_VALUE_SUPPORTED
 
 
 class Bell:
-    """One named semaphore, created if absent; PermissionError if it is not ours to use."""
+    """One named semaphore, created if absent; PermissionError if it is not ours to use,
+    AttachError if it is, but another user's."""
 
     def __init__(self, name: str, mode: int = 0o600) -> None:
         self.name = name
         with _permitted(name):
             self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
+        try:
+            _check_owner(name)
+        except BaseException:
+            self._semaphore.close()
+            raise
 
     def ring(self) -> None:
         with contextlib.suppress(posix_ipc.Error, OverflowError):  # a full semaphore has been rung
@@ -80,3 +91,12 @@ def _permitted(name: str) -> Iterator[None]:
         yield
     except posix_ipc.PermissionsError:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"/dev/shm/sem.{name[1:]}") from None
+
+
+def _check_owner(name: str) -> None:
+    """AttachError if another user made the semaphore, where a file shows whose it is."""
+    path = f"/dev/shm/sem.{name[1:]}"
+    with contextlib.suppress(FileNotFoundError):
+        owner = os.stat(path).st_uid
+        if owner != os.geteuid():
+            raise AttachError(f"{path} belongs to user {owner}, not to {os.geteuid()}")

@@ -84,6 +84,7 @@ def repair(
     path: str | os.PathLike[str],
     *,
     apply: bool = False,
+    restarted: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     timeout: float = 30.0,
 ) -> RepairReport:
@@ -91,9 +92,11 @@ def repair(
 
     Every frame that is valid stays where it is; ranges between them become FILL, which
     readers pass over; files that are not the log's are moved away, and missing ones made.
-    Above what was vouched for the ordinary recovery decides, as at the next open. progress,
-    if given, is called with (bytes looked at, bytes in all). Raises AttachError if somebody
-    uses the log, FormatError if nothing tells whose files they are, FileNotFoundError.
+    Above what was vouched for the ordinary recovery decides, as at the next open, unless this
+    is a copy of the log: of that all that is valid is kept. restarted: as for recover().
+    progress, if given, is called with (bytes looked at, bytes in all). Raises AttachError if
+    somebody uses the log, FormatError if nothing tells whose files they are,
+    RestartUnclearError, FileNotFoundError; before anything was changed.
     """
     deadline = deadline_after(check_timeout(timeout))
     where = os.path.abspath(os.fsdecode(path))
@@ -105,7 +108,8 @@ def repair(
         take_setup(lock, deadline)
         if somebody_lives(lock):
             raise AttachError(f"{where} is in use: a live log is not repaired")
-        plan = salvage.find(where, progress)
+        boot_id = files.boot_id()
+        plan = salvage.find(where, boot_id, restarted, progress)
         report = RepairReport(where, plan.changes, plan.lost)
         if not apply or not plan.changes:
             return report
@@ -117,7 +121,7 @@ def repair(
             if os.path.isdir(directory):
                 files.sync_directory(directory)
         block.unlink_all(plan.directory.identity.log_id)  # nobody lives, and it tells of what was
-        found = recovery.recover(plan.directory, files.boot_id())
+        found = recovery.recover(plan.directory, boot_id, restarted=restarted)
     finally:
         lock.close()
     return RepairReport(where, plan.changes, plan.lost, True, kept, found, verify(where))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.pyreader import DATA, HEADER_PAGE, PyLog
+from support.pyreader import DATA, HEADER_AREA, PyLog
 
 import shmlog
 from shmlog import _native
@@ -60,7 +60,7 @@ class Reference:
             used = frame.lsn + GRANULE + len(frame.payload)
             padding.update(range(used, frame.end_lsn))  # all that a filler covers, too
             count += frame.kind == DATA
-        return cls(path, log.seed, log._read(0, HEADER_PAGE, LOG_BYTES), count, frozenset(padding))
+        return cls(path, log.seed, log._read(0, HEADER_AREA, LOG_BYTES), count, frozenset(padding))
 
     @property
     def file(self) -> Path:
@@ -131,12 +131,12 @@ class Reference:
         if self.excused(at):
             return None
         with self.file.open("r+b", buffering=0) as file:
-            good = os.pread(file.fileno(), 1, HEADER_PAGE + at)
-            os.pwrite(file.fileno(), bytes([good[0] ^ 1 << bit]), HEADER_PAGE + at)
+            good = os.pread(file.fileno(), 1, HEADER_AREA + at)
+            os.pwrite(file.fileno(), bytes([good[0] ^ 1 << bit]), HEADER_AREA + at)
             try:
                 return self._refused(at, full, f"bit {bit} of byte {at} of the file")
             finally:
-                os.pwrite(file.fileno(), good, HEADER_PAGE + at)
+                os.pwrite(file.fileno(), good, HEADER_AREA + at)
 
     def cut_file(self, size: int) -> str | None:
         """The file, so short; put back as it was, sparse."""
@@ -145,7 +145,7 @@ class Reference:
             os.truncate(self.file, size)
             return self._refused(0, False, f"a file of {size} bytes")
         finally:
-            self.file.write_bytes(good[: HEADER_PAGE + LOG_BYTES])
+            self.file.write_bytes(good[: HEADER_AREA + LOG_BYTES])
             os.truncate(self.file, whole)
 
     def _refused(self, at: int, full: bool, what: str) -> str | None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crc32c import crc32c
-from support.pyreader import CURSOR, DATA, FRAME, HEADER_PAGE, MARK, SEGMENT, PyLog
+from support.pyreader import CURSOR, DATA, FRAME, HEADER_AREA, MARK, SEGMENT, PyLog
 
 SEGMENT_BYTES = 64 << 10
 MARK_AT = (512, 1024)
@@ -132,8 +132,8 @@ class Model:
         for first in log.segments():
             name = f"segments/{first:020d}.seg"
             lsn = first
-            for at in range(HEADER_PAGE, len(files[name]) - 31, 32):
-                lsn = first + at - HEADER_PAGE
+            for at in range(HEADER_AREA, len(files[name]) - 31, 32):
+                lsn = first + at - HEADER_AREA
                 with contextlib.suppress(Exception):
                     frame = log._frame(files[name], at, lsn)
                     frames.append((name, at, lsn))
@@ -243,7 +243,7 @@ def move_granules(c: Change) -> None:
         return
     name, at, _ = frame
     data, count = c.tree.nodes[name].data, 32 * c.rng.choice((1, 1, 2, 16, 128))
-    to = HEADER_PAGE + 32 * c.rng.randrange(max(1, (len(data) - HEADER_PAGE) // 32))
+    to = HEADER_AREA + 32 * c.rng.randrange(max(1, (len(data) - HEADER_AREA) // 32))
     here, there = data[at : at + count].ljust(count, b"\0"), data[to : to + count].ljust(count, b"\0")
     what = c.rng.randrange(5)
     if what == 0:
@@ -265,8 +265,8 @@ def forge_frame(c: Change) -> None:
         return
     name, at, lsn = frame
     if c.rng.random() < 0.3:  # at any granule, above the end too
-        at = HEADER_PAGE + 32 * c.rng.randrange(SEGMENT_BYTES // 32)
-        lsn = int(name[9:29]) + at - HEADER_PAGE if name[9:29].isdigit() else 0
+        at = HEADER_AREA + 32 * c.rng.randrange(SEGMENT_BYTES // 32)
+        lsn = int(name[9:29]) + at - HEADER_AREA if name[9:29].isdigit() else 0
     data = bytearray(c.tree.nodes[name].data.ljust(at + 4096, b"\0"))
     what = c.rng.randrange(7)
     if what == 0:
@@ -285,16 +285,16 @@ def forge_frame(c: Change) -> None:
         data[at + 32 : at + 64] = c.rng.randbytes(32)
     elif what == 5:
         for granule in range(
-            at, min(at + 32 * 512, HEADER_PAGE + SEGMENT_BYTES - 32), 32
+            at, min(at + 32 * 512, HEADER_AREA + SEGMENT_BYTES - 32), 32
         ):  # each could be one
             if len(data) < granule + 32:
                 data.extend(bytes(granule + 32 - len(data)))
-            size = max(0, HEADER_PAGE + SEGMENT_BYTES - granule - 32)
+            size = max(0, HEADER_AREA + SEGMENT_BYTES - granule - 32)
             FRAME.pack_into(data, granule, size, 0xBAD, lsn + granule - at, 0, 0, 0, DATA, 0)
     if c.rng.random() < 0.9:
         seal_frame(data, at, lsn if c.rng.random() < 0.8 else c.number(), c.model.seed)
         c.forged = True
-    c.tree.patch(name, 0, bytes(data[: HEADER_PAGE + SEGMENT_BYTES]))
+    c.tree.patch(name, 0, bytes(data[: HEADER_AREA + SEGMENT_BYTES]))
 
 
 def forge_mark(c: Change) -> None:
@@ -302,7 +302,7 @@ def forge_mark(c: Change) -> None:
     if (name := c.some_segment()) is None:
         return
     at = c.rng.choice(MARK_AT)
-    data = bytearray(c.tree.nodes[name].data.ljust(HEADER_PAGE, b"\0"))
+    data = bytearray(c.tree.nodes[name].data.ljust(HEADER_AREA, b"\0"))
     what = c.rng.randrange(4)
     if what == 0:
         data[at + c.rng.randrange(MARK.size)] ^= 1 << c.rng.randrange(8)
@@ -330,7 +330,7 @@ def forge_header(c: Change) -> None:
     c.elsewhere = True
     if (name := c.some_segment()) is None:
         return
-    data = bytearray(c.tree.nodes[name].data.ljust(HEADER_PAGE, b"\0"))
+    data = bytearray(c.tree.nodes[name].data.ljust(HEADER_AREA, b"\0"))
     if c.rng.random() < 0.3:
         data[c.rng.randrange(SEGMENT.size)] ^= 1 << c.rng.randrange(8)
     else:
@@ -411,7 +411,7 @@ def change_names(c: Change) -> None:
         first = c.rng.choice(
             (SEGMENT_BYTES * c.rng.randrange(12), c.number() % 2**64 // SEGMENT_BYTES * SEGMENT_BYTES)
         )
-        data = bytearray(nodes[name].data.ljust(HEADER_PAGE, b"\0"))
+        data = bytearray(nodes[name].data.ljust(HEADER_AREA, b"\0"))
         struct.pack_into("<Q", data, 32, first)
         _seal(data, 0, SEGMENT.size, 0)
         nodes[f"segments/{first:020d}.seg"] = replace(nodes[name], data=bytes(data))

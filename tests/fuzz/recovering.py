@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.hostile import Change, Model, mutate
-from support.pyreader import DATA, FRAME, HEADER_PAGE, BadFrame, Frame, PyLog
+from support.pyreader import DATA, FRAME, HEADER_AREA, BadFrame, Frame, PyLog
 
 import shmlog
 from shmlog.disk import directory, recovery
@@ -132,7 +132,7 @@ class Lenient(PyLog):
 
     def _whole(self, begin: int, stop: int) -> tuple[int, int]:
         first = begin - begin % self.segment_bytes
-        if begin < stop and not self._read(first, HEADER_PAGE + begin - first + 30, 1)[0]:
+        if begin < stop and not self._read(first, HEADER_AREA + begin - first + 30, 1)[0]:
             return begin, begin  # never written, as most granules are
         return super()._whole(begin, stop)
 
@@ -226,7 +226,7 @@ class Judge:
         second = self._second()
         for lsn, tag, payload in records if second else ():
             first = lsn - lsn % second.segment_bytes
-            image = second._read(first, HEADER_PAGE, second.segment_bytes)
+            image = second._read(first, HEADER_AREA, second.segment_bytes)
             try:
                 frame = second._frame(image, lsn - first, lsn)
             except BadFrame as error:

@@ -174,3 +174,23 @@ def test_stateful_data_loader_goes_on_where_it_was_saved(numbers: Path) -> None:
     for batch in second:
         seen.update(batch["n"].tolist())
     assert seen == Counter(range(COUNT))
+
+
+def test_following_workers_share_out_what_comes_later(dataset_type: Any, numbers: Path, worker: Any) -> None:
+    with shmlog.open(numbers) as log:
+        later = np.zeros(40_000, ROW)
+        later["n"] = np.arange(COUNT, COUNT + len(later))
+        seen: Counter[int] = Counter()
+        datasets = [dataset_type(numbers, ROW, follow=True, timeout=0.5, batch_size=500) for _ in range(2)]
+        log.append_array(later)
+        log.wait_committed()
+        shares = []
+        for number, dataset in enumerate(datasets):
+            worker(number, 2)
+            share: Counter[int] = Counter()
+            for batch in dataset:
+                share.update(np.asarray(batch["n"]).tolist())
+            shares.append(share)
+            seen.update(share)
+    assert all(share.total() > 1000 for share in shares)
+    assert seen == Counter(range(COUNT + len(later)))

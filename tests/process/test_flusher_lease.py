@@ -75,3 +75,30 @@ def test_a_flusher_whose_sync_is_stuck_keeps_its_lease_until_the_sync_ends(log_p
             log.close()
             third.send_signal(signal.SIGTERM)
             assert third.wait(30) == 0
+
+
+def test_a_sync_that_does_not_return_delays_no_append_until_the_window_is_full(log_path: Path) -> None:
+    """Committing and preparing go on beside it; only what is to be durable waits."""
+    sizes = {"window_bytes": 1 << 20, "timeout": 10}
+    with (
+        shmlog.open(log_path, create=True, flusher="external", **sizes) as log,
+        Child(_flush_until_stuck, log_path) as flusher,
+    ):
+        log.append(b"durable", durable=True)
+        flusher.say("stick")
+        assert flusher.hear() == "will be stuck"
+        with pytest.raises(TimeoutError):
+            log.append(b"in a sync that does not return", durable=True, timeout=0.05)
+        assert flusher.hear() == "stuck"
+        before = log.durable_lsn
+        for n in range(8000):  # eight windows
+            log.append(b"%1000d" % n, timeout=10)
+        log.wait_committed(timeout=10)
+        assert sum(1 for _ in log.read()) == 8002 and log.durable_lsn == before
+        with pytest.raises(TimeoutError):
+            log.wait_durable(timeout=0.05)
+        flusher.say("go on")
+        log.wait_durable(timeout=20)
+        log.close()
+        flusher.signal(signal.SIGTERM)
+        assert flusher.result() == 0

@@ -303,3 +303,32 @@ def test_the_flusher_is_no_child_of_the_process_that_started_it(log_path: Path) 
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_fork_that_python_does_not_see_drops_the_parents_lock_in_the_child(log_path: Path) -> None:
+    """fork() called from C, as a library would: no hook of Python's runs."""
+    import ctypes
+
+    libc = ctypes.PyDLL(None)  # the GIL stays held: nobody would give it back in the child
+
+    def parent(wire: Wire) -> None:
+        log = shmlog.open(log_path)
+        reservation = log.reserve(100)
+        child = libc.fork()
+        if not child:
+            while True:
+                signal.pause()
+        wire.say((child, reservation.lsn))
+        wire.hear()
+
+    with shmlog.open(log_path, create=True) as log, Child(parent) as process:
+        child, lsn = process.hear()
+        try:
+            above = log.append(b"above")
+            process.kill()
+            log.wait_committed(above, 30)
+            assert is_alive(child) and lsn < above
+            assert [record.lsn for record in log.read()] == [above]
+        finally:
+            os.kill(child, signal.SIGKILL)
+            until(lambda: not is_alive(child), "the child has ended")

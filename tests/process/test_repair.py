@@ -12,7 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import SEGMENT_BYTES, Child, Wire, append_some, block_path, kill_everybody
+from support.processes import (
+    SEGMENT_BYTES,
+    Child,
+    Wire,
+    append_some,
+    block_path,
+    kill_everybody,
+    lose_shared_memory,
+)
 
 import shmlog
 from shmlog.errors import AttachError, FormatError
@@ -343,6 +351,62 @@ def _stay(wire: Wire, path: Path) -> None:
         log.append(b"here", durable=True)
         wire.say("here")
         wire.hear()
+
+
+def _torn_copy(log_path: Path) -> tuple[Path, dict[int, bytes]]:
+    """A copy of a log that was written to: its first file is older than the others."""
+    copy = log_path.with_name("copy")
+    (copy / "segments").mkdir(parents=True)
+    records = {}
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES) as log:
+        for n in range(40):
+            records[log.append(b"%05d" % n + b"." * 600)] = b"%05d" % n + b"." * 600
+        log.wait_durable()
+        shutil.copy(_segments(log_path)[0], copy / "segments")
+        early = log.committed_lsn
+        for n in range(40, 250):
+            lsn = log.append(b"%05d" % n + b"." * 600)
+            if not early <= lsn < SEGMENT_BYTES:
+                records[lsn] = b"%05d" % n + b"." * 600
+        log.wait_durable()
+        for file in _segments(log_path)[1:]:
+            shutil.copy(file, copy / "segments")
+        shutil.copy(log_path / "shmlog.json", copy)
+        (copy / "LOCK").touch(0o600)
+        for file in ("shmlog.json", "LOCK"):
+            (copy / file).chmod(0o600)
+    return copy, records
+
+
+def test_torn_copy_keeps_every_record_that_was_copied(log_path: Path) -> None:
+    copy, records = _torn_copy(log_path)
+    with pytest.raises(shmlog.CorruptionError):
+        shmlog.open(copy)
+    report = _repair(copy, records)
+    assert [loss.end_lsn for loss in report.lost] == [SEGMENT_BYTES]
+
+
+def test_hole_above_the_mark_of_a_copy_is_a_loss_that_is_named(log_path: Path) -> None:
+    """Killed with a hole, and copied: in the copy nobody knows what was there."""
+    with Child(_leave_a_hole, log_path) as child:
+        first, hole, last = child.hear()
+        kill_everybody(log_path, [child])
+    copy = log_path.with_name("copy")
+    shutil.copytree(log_path, copy)
+    lose_shared_memory(log_path)
+    with pytest.raises(shmlog.CorruptionError, match="is a copy"):
+        shmlog.open(copy)
+    report = _repair(copy, {first: b"first", last: b"last"})
+    assert [(loss.begin_lsn, loss.end_lsn) for loss in report.lost] == [(hole, last)]
+
+
+def _leave_a_hole(wire: Wire, path: Path) -> None:
+    log = shmlog.open(path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES)
+    first = log.append(b"first", durable=True)
+    reservation = log.reserve(100)
+    last = log.append(b"last")
+    wire.say((first, reservation.lsn, last))
+    wire.hear()
 
 
 def test_log_in_use_is_not_repaired(damaged: tuple[Path, dict[int, bytes]]) -> None:

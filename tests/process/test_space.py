@@ -7,12 +7,10 @@ import contextlib
 import os
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from support.namespaces import needs_namespaces, run_in_namespace
 from support.processes import (
     SEGMENT_BYTES,
     Child,
@@ -33,34 +31,7 @@ import shmlog
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
-def _may_unshare() -> bool:
-    done = subprocess.run(["unshare", "-m", "true"], capture_output=True) if os.geteuid() == 0 else None
-    return done is not None and done.returncode == 0
-
-
-in_a_namespace = pytest.mark.skipif(
-    not _may_unshare(), reason="needs root and unshare -m to mount a small tmpfs"
-)
-
-
-def _in_namespace(mounts: str, program: str, *arguments: str | Path) -> str:
-    """Run a Python program where `mounts` (shell) were made, for it alone; its output."""
-    source = textwrap.dedent(program)
-    shell = f'set -e; mount --make-rprivate /; {mounts}; exec "$0" "$@"'
-    command = ["unshare", "-m", "sh", "-c", shell, sys.executable, "-W", "error", "-c", source]
-    paths = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@in_a_namespace
+@needs_namespaces
 def test_a_full_disk_refuses_appends_and_the_log_goes_on_when_there_is_room(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -98,11 +69,11 @@ def test_a_full_disk_refuses_appends_and_the_log_goes_on_when_there_is_room(tmp_
             check_records(log, {1: lsns})
         print(len(lsns))
     """
-    out = _in_namespace(f"mount -t tmpfs -o size=4m none {small}", program, small)
+    out = run_in_namespace(f"mount -t tmpfs -o size=4m none {small}", program, small)
     assert int(out) > 2000
 
 
-@in_a_namespace
+@needs_namespaces
 def test_a_disk_too_full_to_make_a_log_is_an_os_error(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -126,10 +97,10 @@ def test_a_disk_too_full_to_make_a_log_is_an_os_error(tmp_path: Path) -> None:
         with shmlog.open(root + "/log", create=True, segment_bytes=65536) as log:
             log.append(b"now there is room", durable=True, timeout=20)
     """
-    _in_namespace(f"mount -t tmpfs -o size=1m none {small}", program, small)
+    run_in_namespace(f"mount -t tmpfs -o size=1m none {small}", program, small)
 
 
-@in_a_namespace
+@needs_namespaces
 @pytest.mark.parametrize("size", ["4k", "64k", "200k"])
 @pytest.mark.holds("M1")
 def test_a_full_dev_shm_is_an_os_error_at_open_and_never_a_signal(log_path: Path, size: str) -> None:
@@ -143,13 +114,13 @@ def test_a_full_dev_shm_is_an_os_error_at_open_and_never_a_signal(log_path: Path
             assert error.errno in (errno.ENOSPC, errno.ENOMEM), error
         print(os.listdir("/dev/shm"))
     """
-    out = _in_namespace(f"mount -t tmpfs -o size={size} none /dev/shm", program, log_path)
+    out = run_in_namespace(f"mount -t tmpfs -o size={size} none /dev/shm", program, log_path)
     assert out.strip() == "[]", "nothing half made is left"
     with shmlog.open(log_path) as log:
         log.append(b"elsewhere it works", durable=True)
 
 
-@in_a_namespace
+@needs_namespaces
 def test_a_dev_shm_of_another_container_is_refused_while_the_log_is_in_use(log_path: Path) -> None:
     program = """
         import sys
@@ -162,9 +133,49 @@ def test_a_dev_shm_of_another_container_is_refused_while_the_log_is_in_use(log_p
     """
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x", durable=True)
-        out = _in_namespace("mount -t tmpfs none /dev/shm", program, log_path)
+        out = run_in_namespace("mount -t tmpfs none /dev/shm", program, log_path)
         assert "another container" in out
         log.append(b"y", durable=True)
+
+
+@needs_namespaces
+def test_a_full_disk_refuses_a_cursors_commit_and_keeps_its_place(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    program = """
+        import errno, os, sys
+        import shmlog
+        root = sys.argv[1]
+        with shmlog.open(root + "/log", create=True, segment_bytes=65536) as log:
+            lsns = [log.append(b"x" * 100) for _ in range(50)]
+            log.wait_committed()
+            with log.cursor("old") as cursor:
+                cursor.commit(lsns[10])
+                fd = os.open(root + "/ballast", os.O_CREAT | os.O_RDWR)
+                try:
+                    while True:
+                        os.write(fd, bytes(4096))
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+                try:
+                    cursor.commit(lsns[20])
+                    place = lsns[20]  # its file had room
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+                    place = lsns[10]
+                assert cursor.lsn == place
+            try:
+                log.cursor("new").close()
+                raise SystemExit("made")
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+            os.ftruncate(fd, 0)
+            with log.cursor("old") as cursor, log.cursor("new") as new:
+                assert cursor.lsn == place and new.lsn == 0
+                cursor.commit(lsns[30])
+        print("kept")
+    """
+    assert run_in_namespace(f"mount -t tmpfs -o size=2m none {small}", program, small) == "kept\n"
 
 
 def test_a_flusher_with_a_file_size_limit_reports_it_to_writers(log_path: Path) -> None:

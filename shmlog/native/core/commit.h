@@ -27,9 +27,13 @@ typedef struct {
     uint64_t committed, reserved, cleared, limit;
 } commit_t;
 
-/* Clear the bits of everything committed. */
+/* Clear the bits of everything committed.  More than a window cannot be, unless the block is
+ * damaged, and is cleared once round: its watermarks are no bound for a loop. */
 static inline int commit_clear(uint8_t *control, const bitmap_t *bitmap, commit_t *c) {
-    if (bitmap_clear(bitmap, c->cleared >> GRANULE_SHIFT, c->committed >> GRANULE_SHIFT))
+    uint64_t first = c->cleared >> GRANULE_SHIFT, end = c->committed >> GRANULE_SHIFT;
+    if (end > first && end - first > bitmap->granules)
+        first = end - bitmap->granules;
+    if (bitmap_clear(bitmap, first, end))
         return OUTCOME_DIED;
     SHMLOG_STEP("cleared");
     c->cleared = c->committed;
@@ -43,6 +47,8 @@ static inline int commit_advance(uint8_t *control, const bitmap_t *bitmap, uint6
     uint64_t bound = c->reserved;
     if (bound > c->cleared + window_bytes) /* cannot be, unless the block is damaged */
         bound = c->cleared + window_bytes;
+    if (bound > c->committed && bound - c->committed > window_bytes) /* nor can this */
+        bound = c->committed;
     uint64_t g = bitmap_scan(bitmap, c->committed >> GRANULE_SHIFT, bound >> GRANULE_SHIFT, 0);
     uint64_t before = c->committed, next = g << GRANULE_SHIFT;
     if (next <= before)

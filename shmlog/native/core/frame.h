@@ -201,7 +201,9 @@ static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t
         lsn += bytes;
         /* Where the sixth from here begins if they are alike: without the payloads between the
          * headers nothing else makes the processor look ahead.  A prefetch cannot fault. */
-        __builtin_prefetch((const void *)((uintptr_t)base + (lsn - base_lsn) + 5 * bytes));
+        uintptr_t ahead = (uintptr_t)base + (lsn - base_lsn) + 5 * bytes;
+        __builtin_prefetch((const void *)ahead);
+        __builtin_prefetch((const void *)(ahead + FRAME_HEADER_BYTES)); /* what views copy of a payload */
         if (!(f.flags & FLAG_BATCH_GOES_ON))
             w.whole_lsn = lsn;
     }

@@ -93,7 +93,8 @@ static int scan_map(scan_t *s, uint64_t lsn) {
     if (error)
         return scan_fails(s, error, "%s: cannot be mapped: %s", path, strerror(error));
     s->map_lsn = first;
-    if (memcmp(s->map->base, s->header, SCAN_HEADER_BYTES) != 0)
+    if (memcmp(s->map->base, s->header, SCAN_HEADER_BYTES) != 0 &&
+        memcmp(s->map->base + s->copy_at, s->header, SCAN_HEADER_BYTES) != 0)
         return scan_fails(s, EINVAL, "%s is no segment of this log", path);
     return 0;
 }

@@ -32,7 +32,8 @@ typedef struct {
 typedef struct {
     form_t *form;                      /* held */
     char *directory;                   /* owned: of the segment files */
-    uint8_t header[SCAN_HEADER_BYTES]; /* how each of them begins */
+    uint8_t header[SCAN_HEADER_BYTES]; /* how the header of each begins ... */
+    uint64_t copy_at;                  /* ... and its copy, at so many bytes */
     uint64_t segment_bytes;
     uint64_t begin, stop, end;         /* begin moves on */
     uint64_t (*holes)[2];              /* owned; ascending */

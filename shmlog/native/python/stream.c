@@ -106,15 +106,25 @@ static int check_request(PyObject *requested, const form_t *form) {
 
 /* ------------------------------------------------------------------ batch */
 
-/* Whether every payload lies in the map, where a view's offset (an int32) can reach it. */
-static int check_places(const map_t *map, const uint32_t *bytes, const uint64_t *at, uint64_t count) {
+/* Copies of where payloads are and of their sizes, which nobody can change any more once they are
+ * checked: each lies in the map, where a view's offset (an int32) can reach it.  NULL with an
+ * exception; else to be freed, the sizes follow the places. */
+static uint64_t *checked_places(const map_t *map, const uint32_t *sizes, const uint64_t *places,
+                                uint64_t count) {
+    uint64_t *at = malloc((size_t)count * (sizeof *at + sizeof *sizes) + 1);
+    if (!at)
+        return (uint64_t *)PyErr_NoMemory();
+    uint32_t *bytes = (uint32_t *)(at + count);
+    memcpy(at, places, (size_t)count * sizeof *at);
+    memcpy(bytes, sizes, (size_t)count * sizeof *bytes);
     for (uint64_t i = 0; i < count; i++)
         if (at[i] > map->bytes || bytes[i] > map->bytes - at[i] || at[i] + bytes[i] > INT32_MAX) {
             PyErr_Format(PyExc_OverflowError, "the payload at %llu, %lu bytes, is out of an Arrow view's reach",
                          (unsigned long long)at[i], (unsigned long)bytes[i]);
-            return -1;
+            free(at);
+            return NULL;
         }
-    return 0;
+    return at;
 }
 
 static PyObject *export_batch(form_t *form, map_t *map, const columns_t *records, const uint64_t *at,
@@ -146,10 +156,16 @@ static PyObject *py_arrow_array(PyObject *module, PyObject *args) {
     columns_view_t columns = {.held = 0};
     form_t *form = parse_form(described, -1);
     if (form && check_request(requested, form) == 0 && columns_open(into, &columns) == 0) {
+        uint64_t *places = NULL;
         if (into == Py_None || columns.to.capacity < count)
             PyErr_SetString(PyExc_ValueError, "the columns are shorter than the list of places");
-        else if (check_places(map, columns.to.payload_bytes, at.buf, count) == 0)
-            result = export_batch(form, map, &columns.to, at.buf, count);
+        else
+            places = checked_places(map, columns.to.payload_bytes, at.buf, count);
+        if (places) {
+            columns.to.payload_bytes = (uint32_t *)(places + count);
+            result = export_batch(form, map, &columns.to, places, count);
+        }
+        free(places);
     }
     columns_close(&columns);
     if (form)
@@ -164,7 +180,8 @@ static PyObject *py_arrow_array(PyObject *module, PyObject *args) {
 static int scan_own(scan_t *scan, const char *directory, const char *header, Py_ssize_t header_bytes,
                     const char *holes, Py_ssize_t hole_bytes) {
     if (header_bytes != SCAN_HEADER_BYTES || !scan->segment_bytes || scan->segment_bytes % GRANULE_BYTES ||
-        scan->begin % GRANULE_BYTES || scan->segment_bytes > INT32_MAX - SEGMENT_HEADER_BYTES) {
+        scan->begin % GRANULE_BYTES || scan->segment_bytes > INT32_MAX - SEGMENT_HEADER_BYTES ||
+        scan->end > NO_LSN - scan->segment_bytes || scan->copy_at > SEGMENT_HEADER_BYTES - SCAN_HEADER_BYTES) {
         PyErr_SetString(PyExc_ValueError, "these are no segments of a log");
         return -1;
     }
@@ -193,17 +210,18 @@ static PyObject *py_arrow_stream(PyObject *module, PyObject *args) {
     PyObject *described, *wanted, *requested;
     const char *directory, *header, *holes;
     Py_ssize_t header_bytes, hole_bytes;
-    unsigned long long segment_bytes, begin, stop, end, batch_records, batch_bytes;
+    unsigned long long copy_at, segment_bytes, begin, stop, end, batch_records, batch_bytes;
     long long payload_bytes;
     unsigned int seed;
     int verify;
-    if (!PyArg_ParseTuple(args, "O!Lyy#KKKKy#IpOKKO", &PyTuple_Type, &described, &payload_bytes, &directory,
-                          &header, &header_bytes, &segment_bytes, &begin, &stop, &end, &holes, &hole_bytes,
+    if (!PyArg_ParseTuple(args, "O!Lyy#KKKKKy#IpOKKO", &PyTuple_Type, &described, &payload_bytes, &directory,
+                          &header, &header_bytes, &copy_at, &segment_bytes, &begin, &stop, &end, &holes, &hole_bytes,
                           &seed, &verify, &wanted, &batch_records, &batch_bytes, &requested))
         return NULL;
     scan_t *scan = calloc(1, sizeof *scan);
     if (!scan)
         return PyErr_NoMemory();
+    scan->copy_at = copy_at;
     scan->segment_bytes = segment_bytes;
     scan->begin = begin;
     scan->stop = stop;
@@ -233,8 +251,8 @@ static PyMethodDef stream_functions[] = {
      "arrow_array(columns, mapping, records, places, requested_schema)\n--\n\n"
      "Records whose payloads begin at these places of a mapping: capsules of an ArrowSchema, an ArrowArray."},
     {"arrow_stream", py_arrow_stream, METH_VARARGS,
-     "arrow_stream(columns, payload_bytes, directory, header, segment_bytes, begin_lsn, stop_lsn, end_lsn,\n"
-     "             holes, seed, verify, tags, batch_records, batch_bytes, requested_schema)\n--\n\n"
+     "arrow_stream(columns, payload_bytes, directory, header, header_copy_at, segment_bytes, begin_lsn,\n"
+     "             stop_lsn, end_lsn, holes, seed, verify, tags, batch_records, batch_bytes, requested_schema)\n--\n\n"
      "The records of a range of segment files: a capsule of an ArrowArrayStream."},
     {NULL, NULL, 0, NULL}};
 

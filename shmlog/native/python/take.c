@@ -30,8 +30,9 @@ static int taking_open(state_t *state, PyObject *source, PyObject *lsns, taking_
         return -1;
     size_t count = (size_t)PyTuple_GET_SIZE(mappings);
     int failed = PyObject_GetBuffer(lsns, &t->lsns, PyBUF_SIMPLE) != 0;
-    if (!failed && (!segment_bytes || (size_t)t->numbers.len != count * sizeof(uint64_t))) {
-        PyErr_SetString(PyExc_ValueError, "there must be a number for each mapping");
+    if (!failed && (!segment_bytes || end_lsn > NO_LSN - segment_bytes ||
+                    (size_t)t->numbers.len != count * sizeof(uint64_t))) {
+        PyErr_SetString(PyExc_ValueError, "a number for each mapping, and LSNs that are some");
         failed = 1;
     }
     t->maps = failed ? NULL : malloc(count * sizeof *t->maps + 1);

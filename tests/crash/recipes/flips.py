@@ -13,7 +13,7 @@ from pathlib import Path
 from crash.kit import Budget, Recipe, Tally
 from fuzz import flipping
 from fuzz.flipping import LOG_BYTES, Reference
-from support.pyreader import HEADER_PAGE
+from support.pyreader import HEADER_AREA
 
 FULL = 50
 """One bit of so many is shown to verify and to every kind of opening as well."""
@@ -41,7 +41,7 @@ def _run(budget: Budget) -> Tally:
             full = in_file % FULL == 0
             bad = reference.flip_in_file(at, bit, full)
             if bad is None and in_file % 10 == 0:
-                bad = reference.cut_file(dice.randrange(HEADER_PAGE + LOG_BYTES))
+                bad = reference.cut_file(dice.randrange(HEADER_AREA + LOG_BYTES))
             in_file += 1
             opened += full
             if bad:

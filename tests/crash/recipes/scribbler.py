@@ -37,6 +37,7 @@ from support.processes import (
     Wire,
     block_path,
     flusher_pids,
+    is_alive,
     lose_shared_memory,
     payload,
     until,
@@ -234,6 +235,20 @@ def _round(path: Path, kind: str, rng: random.Random) -> tuple[list[str], bool, 
         signals = decoy.result()
         if signals:
             wrong.append(f"the decoy, whose pid was in the block, got the signals {signals}")
+        for pid in flusher_pids(path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        try:
+            until(
+                lambda: not any(map(is_alive, flusher_pids(path))), "the flusher ends when told", PATIENCE_S
+            )
+        except AssertionError as error:
+            for pid in flusher_pids(path):  # and says where it is, for it has a fault handler
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGABRT)
+            until(lambda: not flusher_pids(path), "no flusher is left")
+            wrong.append(f"{error}: " + (path / "flusher.log").read_text(errors="replace")[-3000:])
+            return wrong, False, counts
         told = path / "flusher.log"
         if told.exists() and "Fatal Python error" in told.read_text(errors="replace"):
             wrong.append("a flusher died: " + told.read_text(errors="replace")[-2000:])

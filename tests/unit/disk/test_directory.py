@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def test_a_log_whose_only_mark_was_trimmed_within_a_segment_is_refused(where: Di
     _with_marks(where, replace(MARK, trimmed_lsn=(1 << 16) + 32))
     with pytest.raises(FormatError, match="no segment holds a valid mark"):
         recovery.inspect(where, bytes(16))
+
+
+@pytest.mark.crash
+def test_a_directory_of_many_files_is_refused_in_the_time_of_a_listing(where: Directory) -> None:
+    """5,000 names of segments: empty files, the first of which is looked at."""
+    for n in range(5_000):
+        os.mknod(segment_path(where, n * GEOMETRY.segment_bytes), 0o600)
+    began = time.monotonic()
+    with pytest.raises(FormatError, match="too short"):
+        recovery.inspect(where, bytes(16))
+    assert time.monotonic() - began < 3

@@ -104,6 +104,26 @@ def test_clearing_that_a_dead_flusher_left_is_finished_first() -> None:
     assert not any(block[CB.HEADER_BYTES + PT.BYTES :])
 
 
+@pytest.mark.parametrize("bits", [b"\0", b"\xff"])
+@pytest.mark.parametrize("reserved", [0, 1 << 62, 2**64 - 32])
+@pytest.mark.parametrize("cleared", [0, 1 << 62, 2**64 - 32])
+@pytest.mark.parametrize("committed", [0, 1 << 62, 2**64 - 32])
+def test_a_step_over_watermarks_that_cannot_be_ends(
+    committed: int, cleared: int, reserved: int, bits: bytes
+) -> None:
+    """A damaged block: the words are no bound for a loop, the window is."""
+    it, block = control()
+    block[CB.HEADER_BYTES + PT.BYTES :] = bits * (GRANULES // 8)
+    it.store(CB.STATE, STATE_RUNNING)
+    for word, value in (
+        (CB.COMMITTED_LSN, committed),
+        (CB.CLEARED_LSN, cleared),
+        (CB.RESERVED_LSN, reserved),
+    ):
+        it.store(word, value)
+    assert it.commit_step()[0] <= committed + WINDOW
+
+
 @pytest.mark.holds("B3", "L1")
 def test_the_limit_stays_below_what_is_prepared() -> None:
     it, _ = control()

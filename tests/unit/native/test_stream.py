@@ -36,6 +36,7 @@ def stream(columns: Any, payload_bytes: int = -1, **other: Any) -> object:
     values = {
         "directory": b"/nowhere",
         "header": bytes(32),
+        "copy_at": 4096,
         "segment_bytes": SEGMENT_BYTES,
         "begin": 0,
         "stop": 64,
@@ -89,10 +90,12 @@ def test_a_form_as_deep_as_the_stack_is_refused() -> None:
     "other",
     [
         {"header": bytes(31)},
+        {"copy_at": SEGMENT_HEADER_BYTES - 31},
         {"segment_bytes": 0},
         {"segment_bytes": 33},
         {"segment_bytes": 1 << 32},
         {"begin": 1},
+        {"end": 2**64 - SEGMENT_BYTES},
         {"tags": (1, 2, 0)},
         {"tags": "x"},
         {"requested": object()},
@@ -142,6 +145,7 @@ def test_a_take_checks_its_source_and_its_room(mapping: _native.Mapping) -> None
         ((number, (mapping,), 2 * SEGMENT_BYTES, 64, 7), bytearray(8)),
         ((number, (mapping,), 0, 64, 7), bytearray(8)),
         ((number, (7,), SEGMENT_BYTES, 64, 7), bytearray(8)),
+        ((number, (mapping,), SEGMENT_BYTES, 2**64 - SEGMENT_BYTES, 7), bytearray(8)),
     ):
         with pytest.raises(ValueError):
             _native.take_rows(source, lsns, 4, room)

@@ -1,0 +1,100 @@
+"""Tasks: waits of one event loop, beside as many threads.
+
+Every caller appends a record and waits until it is durable, again and again. The
+baseline are threads that block; tasks share one thread of the core. `stall_ms` is the
+longest that the loop was away from a task that only wants to be woken every millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.kit.harness import Goal, Heat, Options, Outcome, main
+from bench.kit.subject import on_log, open_log
+from bench.kit.workers import in_child
+
+CALLERS = (1, 64, 1000)
+RECORD = bytes(128)
+SECONDS = 3.0
+SECONDS_TOY = 0.2
+TICK_S = 0.001
+
+
+def heats(options: Options) -> Iterator[Heat]:
+    seconds = SECONDS_TOY if options.toy else SECONDS
+    for callers in (8,) if options.toy else CALLERS:
+
+        def threads(path: Path, callers: int = callers) -> Outcome:
+            return Outcome({"records_per_s": in_child(_threads, path, callers, seconds)})
+
+        def tasks(path: Path, callers: int = callers) -> Outcome:
+            rate, stall_ms = in_child(_tasks, path, callers, seconds)
+            return Outcome({"records_per_s": rate, "stall_ms": stall_ms})
+
+        yield Heat(
+            title=f"durable appends by {callers} callers of one process",
+            contenders=[on_log("threads", threads), on_log("tasks", tasks, "adurable, one loop")],
+            columns=("records_per_s", "stall_ms"),
+            compare="records_per_s",
+            parameters={"record_bytes": len(RECORD), "callers": callers},
+            goals=(Goal("tasks", at_least=0.8),),
+        )
+
+
+def _threads(path: Path, callers: int, seconds: float) -> float:
+    with open_log(path, create=True) as log:
+        log.append(RECORD, durable=True)
+        counts = [0] * callers
+        began = time.monotonic()
+
+        def call(number: int) -> None:
+            while time.monotonic() < began + seconds:
+                log.append(RECORD, durable=True, timeout=60)
+                counts[number] += 1
+
+        running = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        return sum(counts) / (time.monotonic() - began)
+
+
+def _tasks(path: Path, callers: int, seconds: float) -> tuple[float, float]:
+    with open_log(path, create=True) as log:
+        log.append(RECORD, durable=True)
+        count, stall_s, running = 0, 0.0, True
+        began = time.monotonic()
+
+        async def call() -> None:
+            nonlocal count
+            while time.monotonic() < began + seconds:
+                await log.aappend(RECORD, durable=True, timeout=60)
+                count += 1
+
+        async def tick() -> None:
+            nonlocal stall_s
+            while running:
+                before = time.monotonic()
+                await asyncio.sleep(TICK_S)
+                if before > began + seconds / 4:  # at first every task is there at once
+                    stall_s = max(stall_s, time.monotonic() - before - TICK_S)
+
+        async def everybody() -> None:
+            nonlocal running
+            ticking = asyncio.create_task(tick())
+            await asyncio.gather(*(call() for _ in range(callers)))
+            running = False
+            await ticking
+
+        asyncio.run(everybody())
+        return count / (time.monotonic() - began), stall_s * 1e3
+
+
+if __name__ == "__main__":
+    sys.exit(main("tasks", heats))
