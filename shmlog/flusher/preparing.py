@@ -4,7 +4,8 @@ A piece is allocated and faulted in before limit_lsn reaches it, so that no writ
 waits for a file, meets a full disk in a store, or rolls slowly.  Once the tail
 leaves time for it, its zeros are written: a later sync of a record there then
 writes a page or two and changes no extent.  Writers that come too fast for that
-are not made to wait for the disk.  The next segment's file is made, and its name
+are not made to wait for the disk.  While large records come, which make their pages
+themselves, a piece is only allocated.  The next segment's file is made, and its name
 made durable, by a thread of its own while the present one is half full.
 
 This module knows prepared_lsn.  It may not know what is written into a piece.
