@@ -28,8 +28,10 @@ from shmlog.format.marks import Mark
 from shmlog.memory.control import ControlBlock
 from shmlog.system import files
 
+REST_PIECES = 1
+"""Of a log that nobody writes to, or slowly: ten of them should not take half a gigabyte."""
 AHEAD_PIECES = 3
-"""To begin with; twice as many each time that pieces are wanted in quick succession."""
+"""When pieces are wanted in quick succession; twice as many each time that they are again."""
 LARGE_BYTES = 32768
 """Records of this size go in by a system call that makes the pages (native/core/large.h): zeros
 before them would cost more than the records."""
@@ -63,7 +65,7 @@ class Preparer:
         self._before = written()
         self._large = False
         self._wanted = threading.Event()
-        self._ahead_pieces = AHEAD_PIECES
+        self._ahead_pieces = REST_PIECES
         self._zeros: list[int] = []
         self._next_lsn = -1
         self._next_wanted = threading.Event()
@@ -90,7 +92,7 @@ class Preparer:
             if self._goal(control.reserved_lsn) <= prepared:
                 if not self._wanted.wait(QUIET_S if self._zeros else NAP_S):
                     self._sync_zeros()
-                    self._ahead_pieces = AHEAD_PIECES
+                    self._ahead_pieces = REST_PIECES
                 else:
                     wanted_at = ready_at
                 self._wanted.clear()
