@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from types import SimpleNamespace, TracebackType
-from typing import Any, Final, Self, SupportsIndex, TypeVar, final
+from typing import Any, ClassVar, Final, Self, SupportsIndex, final, overload
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
-
-_Record = TypeVar("_Record", bound=tuple[Any, ...])
 
 Bytes = Buffer | npt.NDArray[Any] | np.generic
 
@@ -145,10 +143,9 @@ def records(
     seed: int,
     verify: bool,
     most: int,
-    type: type[_Record],
     tags: _Tags = None,
     /,
-) -> tuple[list[_Record], int, int]: ...
+) -> tuple[list[Record], int, int]: ...
 def walk(
     buffer: Buffer,
     base_lsn: int,
@@ -219,6 +216,33 @@ class Watch:
     def clear(self) -> None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
+
+@final
+class Record(Sequence[Any]):
+    """One record.  data is a read-only memoryview of the mapped segment."""
+
+    _fields: ClassVar[tuple[str, ...]]
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, lsn: int, time_ns: int, tag: int, writer: int, data: Buffer) -> Self: ...
+    @property
+    def lsn(self) -> int: ...
+    @property
+    def time_ns(self) -> int: ...
+    @property
+    def tag(self) -> int: ...
+    @property
+    def writer(self) -> int: ...
+    @property
+    def data(self) -> memoryview: ...
+    @property
+    def next_lsn(self) -> int: ...
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> tuple[Any, ...]: ...
+    def __len__(self) -> int: ...
+    def _asdict(self) -> dict[str, Any]: ...
+    def _replace(self, **fields: Any) -> Self: ...
 
 @final
 class Mapping(Buffer):

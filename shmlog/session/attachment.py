@@ -106,8 +106,8 @@ def attach(
     """Join the log, as the table above.  A lock given stays the caller's on an error.
 
     make=False: FileNotFoundError instead of a new block when there is none and nobody
-    lives.  prepare: who makes the block makes the first piece, too.  when_full: called now and then while every slot is used; it should see to a
-    flusher, which frees those of the dead."""
+    lives.  prepare: who makes the block makes the first piece, too.  when_full: called now and
+    then while every slot is used; it should see to a flusher, which frees those of the dead."""
     boot = files.boot_id()
     own = lock is None
     lock = lock or LockFile(directory.lock_path)

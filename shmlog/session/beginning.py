@@ -19,7 +19,6 @@ This module knows one piece.  It may not know how a log is joined or served.
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 from shmlog import _native
@@ -45,16 +44,17 @@ def first_piece(
     end, geometry = found.end_lsn, directory.identity.geometry
     if found.case is not Case.EMPTY and end == geometry.segment_begin(end):
         return end, None  # the next segment is the flusher's to make
-    with contextlib.suppress(OSError, MemoryError):
+    stop = min(end - end % FIRST_BYTES + FIRST_BYTES, geometry.piece_end(end))
+    low = geometry.file_offset(end) // PAGE_BYTES * PAGE_BYTES
+    high = geometry.file_offset(end) + stop - end
+    try:
         with files.descriptor(_open(directory, found, boot_id, mode)) as fd:
-            stop = min(end - end % FIRST_BYTES + FIRST_BYTES, geometry.piece_end(end))
-            low = geometry.file_offset(end) // PAGE_BYTES * PAGE_BYTES
-            high = geometry.file_offset(end) + stop - end
             files.allocate(fd, low, high)
             mapping = _native.Mapping(fd, geometry.file_bytes, True, True)
             mapping.populate(low, high - low)
-            return stop, mapping
-    return end, None
+    except (OSError, MemoryError):
+        return end, None
+    return stop, mapping
 
 
 def _open(directory: Directory, found: Recovery, boot_id: bytes, mode: int) -> int:

@@ -75,9 +75,9 @@ def test_no_more_than_the_first_piece_is_appended_before_a_flusher_comes(
 
 
 def test_an_opener_that_starts_no_flusher_prepares_nothing(log_path: Path) -> None:
-    with shmlog.open(log_path, create=True, flusher="external") as log:
-        with pytest.raises(shmlog.LogFullError):
-            log.append(b"", timeout=0)
+    log = shmlog.open(log_path, create=True, flusher="external")
+    with log, pytest.raises(shmlog.LogFullError):
+        log.append(b"", timeout=0)
     assert not list((log_path / "segments").iterdir())
     lose_shared_memory(log_path)
 
