@@ -257,14 +257,15 @@ static inline int give_back(writer_t *w, ticketed_t *t) {
 /* The whole append under a claim already taken.  On DONE and DISK the claim is free again;
  * on ROOM and MAP it is still taken and nothing is reserved. */
 static inline int append_plan(writer_t *w, const plan_t *plan, ticketed_t *t, uint64_t *lsns) {
-    int given, outcome = reserve(w, plan, t);
+    int outcome = reserve(w, plan, t);
     if (outcome == OUTCOME_DONE)
         outcome = fill(w, plan, t, lsns);
     if (outcome == OUTCOME_DONE)
-        return publish(w, t, plan->count, plan->payload_bytes);
-    if (outcome == OUTCOME_DISK && (given = give_back(w, t)) != OUTCOME_DONE)
-        return given;
-    return outcome;
+        outcome = publish(w, t, plan->count, plan->payload_bytes);
+    if (outcome != OUTCOME_DISK)
+        return outcome;
+    int given = give_back(w, t);
+    return given == OUTCOME_DONE ? OUTCOME_DISK : given;
 }
 
 /* A record whose place is reserved and whose payload its owner writes there, or, if it is large,
