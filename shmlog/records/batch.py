@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from shmlog import _native
 from shmlog._native import Record as Record
@@ -30,6 +29,7 @@ from shmlog.format.layout import FRAME_HEADER_BYTES, GRANULE_BYTES, SEGMENT_HEAD
 from shmlog.records.arrow import RECORD_NODES
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pyarrow
 
 
