@@ -62,7 +62,7 @@ class Preparer:
         self._newest_mark = newest_mark
         self._fail = fail
         self._written = written
-        self._before = written()
+        self._before: tuple[int, ...] = (0, 0)
         self._large = False
         self._wanted = threading.Event()
         self._ahead_pieces = REST_PIECES
