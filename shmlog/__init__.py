@@ -15,12 +15,14 @@ if TYPE_CHECKING:
         AttachError,
         ClosedError,
         CorruptionError,
+        FencedError,
         FormatError,
         LogFailedError,
         LogFullError,
         RecordTooLargeError,
         RestartUnclearError,
         ShmlogError,
+        SourceDivergedError,
         TrimmedError,
     )
     from shmlog.format.retention import Retention
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
     from shmlog.memory.metrics import Metric, Sample
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
+    from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk
     from shmlog.records.scan import ArrowScan, Scan
+    from shmlog.records.sealed import SealedSegment, decode_segment
+    from shmlog.tools.assemble import Assembled, assemble
     from shmlog.tools.backup import BackupReport, backup
     from shmlog.tools.configure import configure
     from shmlog.tools.recover import recover
@@ -43,12 +48,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "handle.cursor": "Cursor CursorInfo Lag",
     "errors": (
-        "AttachError ClosedError CorruptionError FormatError LogFailedError LogFullError RecordTooLargeError"
-        " RestartUnclearError ShmlogError TrimmedError"
+        "AttachError ClosedError CorruptionError FencedError FormatError LogFailedError LogFullError"
+        " RecordTooLargeError RestartUnclearError ShmlogError SourceDivergedError TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "records.sealed": "SealedSegment decode_segment",
+    "tools.assemble": "Assembled assemble",
     "tools.backup": "BackupReport backup",
     "tools.configure": "configure",
     "tools.recover": "recover",
@@ -57,6 +64,7 @@ _HOMES = {
     "memory.metrics": "Metric Sample",
     "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
+    "records.chunk": "ChunkInfo chunk_info decode_chunk encode_chunk",
     "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
     "tools.verify": "VerifyReport verify",
@@ -66,14 +74,17 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "ArrowScan",
+    "Assembled",
     "AttachError",
     "BackupReport",
     "Blocker",
+    "ChunkInfo",
     "ClosedError",
     "CorruptionError",
     "Cursor",
     "CursorInfo",
     "CursorPlace",
+    "FencedError",
     "FormatError",
     "Lag",
     "Log",
@@ -91,14 +102,21 @@ __all__ = [
     "Retention",
     "Sample",
     "Scan",
+    "SealedSegment",
     "ShmlogError",
+    "SourceDivergedError",
     "Statistics",
     "TrimmedError",
     "VerifyReport",
     "Watch",
     "WriterRate",
+    "assemble",
     "backup",
+    "chunk_info",
     "configure",
+    "decode_chunk",
+    "decode_segment",
+    "encode_chunk",
     "open",
     "open_readonly",
     "recover",

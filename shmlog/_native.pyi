@@ -196,6 +196,15 @@ def take_rows(source: tuple[Any, ...], lsns: Bytes, row_bytes: int, rows: Bytes,
 def take_records(
     source: tuple[Any, ...], lsns: Bytes, columns: tuple[npt.NDArray[Any], ...], places: Bytes, /
 ) -> tuple[Mapping | None, int, int]: ...
+def take_frames(
+    frames: Bytes,
+    begin_lsn: int,
+    end_lsn: int,
+    seed: int,
+    columns: tuple[npt.NDArray[Any], ...],
+    places: Bytes,
+    /,
+) -> tuple[Mapping, int, int, int]: ...
 def find_frame(buffer: Buffer, base_lsn: int, begin_lsn: int, end_lsn: int, seed: int, /) -> int | None: ...
 def reseal(
     buffer: Buffer, base_lsn: int, begin_lsn: int, end_lsn: int, seed: int, new_seed: int, /

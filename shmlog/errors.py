@@ -102,3 +102,28 @@ class AttachError(ShmlogError):
 
 class RecordTooLargeError(ValueError):
     """The record, or the atomic batch, cannot fit.  The message says the limit."""
+
+
+class SourceDivergedError(ShmlogError):
+    """A log is not the one that was shipped: what the engine holds is not in it.
+
+    Attributes: lsn (up to where the engine holds records), reason.
+    """
+
+    def __init__(self, lsn: int, reason: str) -> None:
+        super().__init__(lsn, reason)
+        self.lsn, self.reason = lsn, reason
+
+    def __str__(self) -> str:
+        return f"the log is not the one that was shipped up to LSN {self.lsn}: {self.reason}"
+
+
+class FencedError(ShmlogError):
+    """Another shipper has taken over.  Attributes: lsn (up to where it shipped), shipper (its id)."""
+
+    def __init__(self, lsn: int, shipper: str) -> None:
+        super().__init__(lsn, shipper)
+        self.lsn, self.shipper = lsn, shipper
+
+    def __str__(self) -> str:
+        return f"fenced: the shipper {self.shipper} has taken over, and shipped up to LSN {self.lsn}"

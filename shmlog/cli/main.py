@@ -2,7 +2,7 @@
 
 Every verb prints for people, or one JSON document (cat: one a line) with --json.
 Exit status: 0 done; 1 an error, reported on stderr, or a reader of the output that has
-gone, which is not; 2 wrong usage; 130 interrupted.
+gone, which is not; 2 wrong usage; 3 fenced (ship); 130 interrupted.
 
 This module knows the verbs' words.  It may not know what a verb does.
 """
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from shmlog.cli import arguments as words
-from shmlog.cli import health, records, upkeep
+from shmlog.cli import engines, health, records, upkeep
 from shmlog.cli import top as show
 from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
@@ -28,12 +28,18 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
     def verb(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, of_a_log: bool = True
+        name: str, run: Callable[[argparse.Namespace], int], text: str, place: str = "DIR"
     ) -> argparse.ArgumentParser:
         new = verbs.add_parser(name, help=text, description=text)
         new.set_defaults(run=run, refuse=new.error)
-        if of_a_log:
-            new.add_argument("directory", metavar="DIR", help="the log's directory")
+        meant = {"DIR": "the log's directory", "URL": "of an archive: s3://BUCKET/PREFIX, file:///PATH ..."}
+        if place:
+            new.add_argument(
+                "directory", metavar=place, help=meant.get(place, "a log's directory or an archive")
+            )
+        if place not in ("DIR", ""):
+            new.add_argument("--log", metavar="ID", help="of an archive with several: which log")
+            new.add_argument("--config", metavar="FILE", help="TOML: [store], settings of an archive's store")
         new.add_argument("--json", action="store_true", help="print JSON")
         return new
 
@@ -61,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--create", action="store_true", help="create the log if absent")
     sub.add_argument("--no-sync", action="store_true", help="do not wait until all is durable")
 
-    sub = verb("cat", records.cat, "Print records, a line each (--json: with their columns).")
+    sub = verb("cat", records.cat, "Print records, a line each (--json: with their columns).", "DIR|URL")
     sub.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
     sub.add_argument("--follow", action="store_true", help="go on as records are committed")
     _choose_records(sub)
@@ -98,11 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("wait", "trim"),
         help="a cursor holds the budget back: writers wait, or not",
     )
-    verb("info", upkeep.info, "Show what the log is and who uses it.")
+    verb("info", upkeep.info, "Show what the log is and who uses it.", "DIR|URL")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
     _ask_whether_it_restarted(sub)
-    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+    verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.", "DIR|URL")
 
     _health(verb)
     sub = verb("trim", upkeep.trim, "Give up the oldest records, by whole segments.")
@@ -119,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
     _ask_whether_it_restarted(sub)
+    _add_engines(verb)
     return parser
 
 
@@ -135,7 +142,7 @@ def _health(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
     )
     text = "List what every log has in /dev/shm; with --yes, remove what nobody uses."
-    sub = verb("gc", health.gc, text, of_a_log=False)
+    sub = verb("gc", health.gc, text, place="")
     sub.add_argument("names", metavar="NAME", nargs="*", help="only these control blocks, as listed")
     sub.add_argument("--yes", action="store_true", help="remove what is unused; what is unsettled if named")
 
@@ -156,6 +163,34 @@ def _ask_whether_it_restarted(sub: argparse.ArgumentParser) -> None:
         default=None,
         help="it did not: keep all, and fill the holes of dead writers",
     )
+
+
+def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = verb("ship", engines.ship, "Ship records to an engine on other machines, as they come.")
+    sub.add_argument(
+        "url", metavar="URL", help="nats://HOST[,HOST...]/STREAM[?replicas=N], valkey://HOST/KEY"
+    )
+    sub.add_argument("--name", default="ship", help="of the cursor that holds what is not shipped (ship)")
+    sub.add_argument("--chunks", action="store_true", help="many records a message (default)")
+    sub.add_argument(
+        "--chunk-bytes", type=words.size, default=256 << 10, metavar="SIZE", help="at most (default 256K)"
+    )
+    sub.add_argument("--tag", type=words.tags, metavar="TAGS", help="only these: 3, 3,5 or 10-19")
+    sub.add_argument("--config", metavar="FILE", help="TOML: settings for the engine's library")
+    sub.add_argument("--once", action="store_true", help="end when what is there now is shipped")
+
+    sub = verb("archive", engines.archive, "Put sealed segments into an object store, as they come.")
+    sub.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://, az://, file:///PATH")
+    sub.add_argument("--name", default="archive", help="of the cursor that holds what is not archived")
+    sub.add_argument("--trim", action="store_true", help="give up in the log what is archived")
+    sub.add_argument(
+        "--keep-bytes", type=words.size, default=0, metavar="SIZE", help="but for so much (default 0)"
+    )
+    sub.add_argument("--config", metavar="FILE", help="TOML: [store], settings of the store")
+    sub.add_argument("--once", action="store_true", help="end when what is sealed now is archived")
+
+    sub = verb("restore", engines.restore, "Make a log's directory from an archive.", "URL")
+    sub.add_argument("target", metavar="DIR", help="where nothing is yet")
 
 
 def _choose_records(sub: argparse.ArgumentParser) -> None:

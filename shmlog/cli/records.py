@@ -17,10 +17,13 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from shmlog.cli import engines
 from shmlog.cli.arguments import check_place
 from shmlog.cli.output import colour, progress_shown, put, say
 
 if TYPE_CHECKING:
+    from shmlog.handle.readonly import ReadonlyLog
+    from shmlog.integrations.archived import ArchivedLog
     from shmlog.records.batch import Record
 
 CHUNK_BYTES = 256 << 10
@@ -119,29 +122,43 @@ def cat(chosen: argparse.Namespace) -> int:
         chosen.refuse("argument --level: not allowed with argument --tag: a message's level is its tag")
     if chosen.follow and chosen.stop is not None:
         chosen.refuse("argument --follow: not allowed with argument --stop")
-    from shmlog.tools.export import record_facts
-
+    tags = chosen.tag if chosen.level is None else range(chosen.level, 2**32)
+    if engines.is_url(chosen.directory):
+        if chosen.follow:
+            chosen.refuse("argument --follow: not allowed with an archive")
+        with engines.opened(chosen, chosen.directory) as archived:
+            return _print(chosen, archived.read(_start(chosen, archived), chosen.stop, tags=tags))
     check_place(chosen.directory)
-    left = chosen.count if chosen.count is not None else -1
     with shmlog.open_readonly(chosen.directory) as log:
-        if chosen.start is not None and chosen.start > (end := log.committed_lsn):
-            raise ValueError(f"--start {chosen.start} is beyond the end of the log: it ends at LSN {end}")
-        start, tags = chosen.start, chosen.tag if chosen.level is None else range(chosen.level, 2**32)
-        if chosen.since is not None:
-            start = max(start or 0, log.seek_time(chosen.since))
+        start = _start(chosen, log)
         records: Iterator[Record] = log.read(start, chosen.stop, tags=tags)
         if chosen.follow:
             records = log.tail(log.trimmed_lsn if start is None else start, tags=tags)
-        for record in records if left else ():
-            left -= 1
-            data: bytes | memoryview = record.data
-            if chosen.json:
-                data = json.dumps(record_facts(record)).encode()
-            elif chosen.format == "logging":
-                data = _message(record)
-            put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
-            if left == 0:
-                break
+        return _print(chosen, records)
+
+
+def _start(chosen: argparse.Namespace, log: ReadonlyLog | ArchivedLog) -> int | None:
+    """Where to begin; ValueError beyond the end."""
+    start: int | None = chosen.start
+    if start is not None and start > (end := log.committed_lsn):
+        raise ValueError(f"--start {start} is beyond the end of the log: it ends at LSN {end}")
+    return start if chosen.since is None else max(start or 0, log.seek_time(chosen.since))
+
+
+def _print(chosen: argparse.Namespace, records: Iterator[Record]) -> int:
+    from shmlog.tools.export import record_facts
+
+    left = chosen.count if chosen.count is not None else -1
+    for record in records if left else ():
+        left -= 1
+        data: bytes | memoryview = record.data
+        if chosen.json:
+            data = json.dumps(record_facts(record)).encode()
+        elif chosen.format == "logging":
+            data = _message(record)
+        put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
+        if left == 0:
+            break
     return 0
 
 

@@ -11,6 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from shmlog.cli import engines
 from shmlog.cli.arguments import check_place
 from shmlog.cli.output import progress_shown, say
 
@@ -81,6 +82,8 @@ def flush(chosen: argparse.Namespace) -> int:
 def info(chosen: argparse.Namespace) -> int:
     from shmlog.tools import info as about
 
+    if engines.is_url(chosen.directory):
+        return engines.info(chosen)
     check_place(chosen.directory)
     facts = about.describe(chosen.directory)
     say(chosen, facts, about.text(facts))
@@ -112,6 +115,8 @@ def recover(chosen: argparse.Namespace) -> int:
 def verify(chosen: argparse.Namespace) -> int:
     import shmlog
 
+    if engines.is_url(chosen.directory):
+        return engines.verify(chosen)
     check_place(chosen.directory)
     started = time.monotonic()
     with progress_shown(chosen) as progress:

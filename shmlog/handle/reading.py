@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from shmlog.disk import cursors, settings
 from shmlog.disk.directory import Directory
-from shmlog.errors import FormatError, TrimmedError
+from shmlog.errors import CorruptionError, FormatError, TrimmedError
 from shmlog.format.geometry import LSN_MAX
 from shmlog.format.layout import GRANULE_BYTES
 from shmlog.format.retention import Retention
@@ -23,6 +23,7 @@ from shmlog.memory.statistics import CursorPlace
 from shmlog.records.batch import Record, RecordBatch
 from shmlog.records.reader import BATCH_RECORDS, Reader, Tags, core_tags
 from shmlog.records.scan import Scan
+from shmlog.records.sealed import SealedSegment, seal
 from shmlog.records.take import Taker
 from shmlog.system.deadlines import check_timeout, deadline_after, poll
 
@@ -39,6 +40,16 @@ class Reading:
     _directory: Directory
     _reader: Reader
     _taker: Taker | None = None
+
+    @property
+    def log_id(self) -> str:
+        """Who the log is, wherever it lies: 32 hexadecimal digits, fixed when it was made."""
+        return self._directory.identity.log_id.hex()
+
+    @property
+    def durable_lsn(self) -> int:
+        """Every record below it survives power loss."""
+        raise NotImplementedError
 
     def _bounds(self) -> tuple[int, int]:
         """(trimmed_lsn, committed_lsn) now."""
@@ -153,6 +164,22 @@ class Reading:
         if dtype is None and out is None:
             return self._taker.batch(lsns, trimmed, committed)
         return self._taker.rows(lsns, dtype, out, trimmed, committed)
+
+    def sealed_segments(self, start: int | None = None) -> Iterator[SealedSegment]:
+        """Yield the segments of which every byte is durable, from the one that holds `start` on (default:
+        the oldest), in a form that is the same from every copy of the log; each frame checked.
+
+        Does not block. A segment takes segment_bytes of memory. TrimmedError, CorruptionError.
+        """
+        geometry = self._directory.identity.geometry
+        begin = geometry.segment_begin(self._bounds()[0] if start is None else self._range(start, start)[0])
+        while begin + geometry.segment_bytes <= self.durable_lsn:
+            mapping, path = self._reader.segment(begin)
+            found = seal(memoryview(mapping), path)
+            if mapping.faulted:
+                raise CorruptionError(path, begin, "the file was changed or lost under the reader")
+            yield found
+            begin = found.end_lsn
 
     def _held_back(self) -> str:
         """What to add to the error of a wait that ran out: who holds the watermarks back."""

@@ -16,6 +16,7 @@ This module knows columns over a map.  It may not know how they were found.
 
 from __future__ import annotations
 
+import errno
 import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
@@ -46,7 +47,7 @@ class RecordBatch:
     same memory. Also an Arrow record batch for whoever takes one (__arrow_c_array__).
     """
 
-    __slots__ = ("_ascending", "_mapping", "_memory", "_places", "next_lsn", *COLUMNS)
+    __slots__ = ("_ascending", "_framed", "_mapping", "_memory", "_places", "next_lsn", *COLUMNS)
 
     def __init__(
         self,
@@ -55,12 +56,15 @@ class RecordBatch:
         next_lsn: int,
         columns: tuple[npt.NDArray[Any], ...],
         ascending: bool = True,
+        framed: bool = False,
     ) -> None:
         """places: where each payload begins in the mapping, or how much less than its LSN that is.
-        ascending: whether each begins after the one before it."""
+        ascending: whether each begins after the one before it. framed: whether its header is before
+        each, as it is where all are as far from their LSNs."""
         self._mapping = mapping
         self._memory = memoryview(mapping).toreadonly()
         self._places = places
+        self._framed = framed or isinstance(places, int)
         self._ascending = ascending
         self.next_lsn = next_lsn
         self.lsn: npt.NDArray[np.uint64]
@@ -129,7 +133,8 @@ class RecordBatch:
             if int(lsns[last]) == int(self.lsn.max()):
                 next_lsn = self.next_lsn
         ascending = index.step is None or index.step > 0 if isinstance(index, slice) else index.dtype == bool
-        return RecordBatch(self._mapping, places, next_lsn, columns, self._ascending and ascending)
+        ascending = self._ascending and ascending
+        return RecordBatch(self._mapping, places, next_lsn, columns, ascending, self._framed)
 
     def __iter__(self) -> Iterator[Record]:
         memory, begins = self._memory, self._begins()
@@ -165,8 +170,8 @@ class RecordBatch:
         if low != size or high != size:
             raise ValueError(f"payloads of {low} to {high} bytes are not all of {kind}'s {size} bytes")
         at, step = self._begin(0), frame_bytes(size)
-        if not isinstance(self._places, int):
-            step -= FRAME_HEADER_BYTES  # they were gathered without
+        if not self._framed:
+            step -= FRAME_HEADER_BYTES
         if self._ascending and self._begin(-1) - at == step * (count - 1):
             inner = np.empty(kind.shape, kind.base).strides
             view: npt.NDArray[Any] = np.ndarray(
@@ -186,6 +191,33 @@ class RecordBatch:
             (GRANULE_BYTES,),
         )
         return np.ndarray((count, *kind.shape), kind.base, cells[self._begins() // GRANULE_BYTES])
+
+    def frames(self) -> memoryview:
+        """The records' frames as the log has them, one after the other: header, payload, padding.
+
+        A view where they follow each other in the log, otherwise a copy. ValueError for records of
+        take(), which have no headers, and for such that are not in the order of the log.
+        """
+        if not len(self):
+            return self._memory[:0]
+        if not self._framed or not self._ascending:
+            raise ValueError("records that were taken, or put into another order, have no frames in a row")
+        begin = self._begin(0) - FRAME_HEADER_BYTES
+        sizes = (self.nbytes.astype(np.int64) + (FRAME_HEADER_BYTES + GRANULE_BYTES - 1)) // GRANULE_BYTES
+        total = int(sizes.sum())
+        if self._begin(-1) - FRAME_HEADER_BYTES + int(sizes[-1]) * GRANULE_BYTES == (
+            begin + total * GRANULE_BYTES
+        ):
+            return self._memory[begin : begin + total * GRANULE_BYTES]
+        firsts = (self._begins() - FRAME_HEADER_BYTES) // GRANULE_BYTES
+        granules = np.arange(total) + np.repeat(firsts - (sizes.cumsum() - sizes), sizes)
+        cells = np.frombuffer(self._memory, np.dtype((np.void, GRANULE_BYTES)))
+        return memoryview(cells[granules].tobytes())
+
+    def check_memory(self) -> None:
+        """OSError if a file of the log was cut or lost under the views: what they show is not it."""
+        if self._mapping.faulted:
+            raise OSError(errno.EIO, "a file of the log was changed or lost under its reader")
 
     def to_arrow(self) -> pyarrow.RecordBatch:
         """The batch as a pyarrow.RecordBatch (lsn, time_ns, tag, writer, data); needs

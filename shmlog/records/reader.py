@@ -224,5 +224,9 @@ class Reader:
         except FileNotFoundError as error:
             raise missing(self._directory, lsn, error) from None
 
+    def segment(self, first: int) -> tuple[_native.Mapping, str]:
+        """The file that begins at `first`, as it is, and its path."""
+        return self._map(first), segment_path(self._directory, first)
+
     def close(self) -> None:
         self._cache.clear()

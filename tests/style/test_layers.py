@@ -15,7 +15,7 @@ PACKAGE = Path(shmlog.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = """
 errors, _native  <-  format | system  <-  memory | disk  <-  flusher | records  <-  session  <-  handle
-                 <-  tools  <-  shmlog  <-  integrations, cli
+                 <-  tools  <-  shmlog  <-  integrations  <-  cli
 """
 """Who may import whom: what is to its left.  Rooms on both sides of | never see each other, nor
 do those on both sides of a comma."""
@@ -23,7 +23,7 @@ do those on both sides of a comma."""
 NEVER = {"records": {"memory"}, "session": {"records"}}
 """Closed doors beside the rows."""
 
-OPEN = {"cli": {"shmlog", "tools", "session.sidecar", "errors"}}
+OPEN = {"cli": {"shmlog", "tools", "session.sidecar", "errors", "integrations"}, "integrations": {"shmlog"}}
 """The only doors of a room; of session.sidecar that module alone."""
 
 STEPS = [{name.strip() for name in step.replace("|", ",").split(",")} for step in ROWS.split("<-")]

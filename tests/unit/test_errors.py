@@ -22,6 +22,8 @@ EXAMPLES = [
     errors.AttachError("foreign"),
     errors.RecordTooLargeError("too large"),
     errors.RestartUnclearError("/log/segments/0.seg", 4096),
+    errors.SourceDivergedError(4096, "another record is at LSN 4032"),
+    errors.FencedError(4096, "0123456789abcdef"),
 ]
 
 

@@ -212,6 +212,47 @@ static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t
     return w;
 }
 
+/* Index DATA frames that were copied out of a log one after the other: their LSNs ascend in [begin, end)
+ * but need not follow each other.  at: where each payload begins.  next_lsn is where the last of them
+ * ends, or with a problem begins; the problem is FRAME_OUT_OF_BOUNDS if there are not exactly as many as
+ * the capacity. */
+static inline walk_t frame_index(const uint8_t *base, uint64_t bytes, uint64_t begin, uint64_t end,
+                                 uint32_t seed, const columns_t *to, uint64_t *at) {
+    walk_t w = {.next_lsn = begin, .problem = FRAME_VALID};
+    uint64_t offset = 0;
+    while (offset < bytes && w.problem == FRAME_VALID) {
+        frame_t f;
+        if (bytes - offset < FRAME_HEADER_BYTES || w.count == to->capacity) {
+            w.problem = FRAME_OUT_OF_BOUNDS;
+            break;
+        }
+        memcpy(&f, base + offset, sizeof f);
+        if (f.lsn < w.next_lsn || f.lsn >= end || f.lsn % GRANULE_BYTES) {
+            w.problem = FRAME_BAD_LSN;
+            break;
+        }
+        uint64_t room = bytes - offset < end - f.lsn ? bytes - offset : end - f.lsn;
+        w.next_lsn = f.lsn;
+        w.problem = frame_check(base + offset, f.lsn, room, seed, 1, &f);
+        if (w.problem == FRAME_VALID && f.kind != KIND_DATA)
+            w.problem = FRAME_BAD_KIND;
+        if (w.problem != FRAME_VALID)
+            break;
+        to->lsn[w.count] = f.lsn;
+        to->time_ns[w.count] = f.time_ns;
+        to->tag[w.count] = f.tag;
+        to->writer[w.count] = f.writer;
+        to->payload_bytes[w.count] = f.payload_bytes;
+        at[w.count++] = offset + FRAME_HEADER_BYTES;
+        offset += frame_bytes(f.payload_bytes);
+        w.next_lsn += frame_bytes(f.payload_bytes);
+    }
+    if (w.problem == FRAME_VALID && w.count != to->capacity)
+        w.problem = FRAME_OUT_OF_BOUNDS;
+    w.whole_lsn = w.next_lsn;
+    return w;
+}
+
 /* Check each frame of [begin, end) with `seed` and seal it anew with `new_seed`, up to the first
  * that is not valid; the DATA frames are counted. */
 static inline walk_t frame_reseal(uint8_t *base, uint64_t base_lsn, uint64_t begin, uint64_t end,

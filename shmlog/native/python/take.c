@@ -150,6 +150,40 @@ static PyObject *py_take_records(PyObject *module, PyObject *args) {
     return result;
 }
 
+/* Frames that came from elsewhere: copied first, so that nobody changes them after the check, and
+ * aligned as in a segment. */
+static PyObject *py_take_frames(PyObject *module, PyObject *args) {
+    Py_buffer frames, at;
+    unsigned long long begin, end;
+    unsigned int seed;
+    PyObject *into, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*KKIOw*", &frames, &begin, &end, &seed, &into, &at))
+        return NULL;
+    columns_view_t columns = {.held = 0};
+    map_t *memory = NULL;
+    if (into == Py_None || columns_open(into, &columns) != 0 ||
+        columns.to.capacity > (uint64_t)at.len / sizeof(uint64_t) || end > NO_LSN - (GRANULE_BYTES - 1)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "columns without places, or an end that is no LSN");
+    } else if (map_memory((size_t)frames.len, &memory) != 0) {
+        PyErr_NoMemory();
+    } else {
+        walk_t w;
+        Py_BEGIN_ALLOW_THREADS
+        memcpy(memory->base, frames.buf, (size_t)frames.len);
+        w = frame_index(memory->base, (uint64_t)frames.len, begin, end, seed, &columns.to, at.buf);
+        Py_END_ALLOW_THREADS
+        PyObject *mapping = mapping_of(state_of(module)->mapping_type, memory);
+        if (mapping)
+            result = Py_BuildValue("NKKi", mapping, (unsigned long long)w.count,
+                                   (unsigned long long)w.next_lsn, (int)w.problem);
+    }
+    columns_close(&columns);
+    PyBuffer_Release(&frames);
+    PyBuffer_Release(&at);
+    return result;
+}
+
 static PyMethodDef take_functions[] = {
     {"take_rows", py_take_rows, METH_VARARGS,
      "take_rows(source, lsns, row_bytes, rows)\n--\n\n"
@@ -158,6 +192,10 @@ static PyMethodDef take_functions[] = {
     {"take_records", py_take_records, METH_VARARGS,
      "take_records(source, lsns, columns, places)\n--\n\n"
      "Copy records of any size, checked: (a Mapping of the payloads or None, how many, problem)."},
+    {"take_frames", py_take_frames, METH_VARARGS,
+     "take_frames(frames, begin_lsn, end_lsn, seed, columns, places)\n--\n\n"
+     "Copy DATA frames that ascend in [begin_lsn, end_lsn), as many as the columns hold, checked: (a Mapping\n"
+     "of them, how many, next_lsn, problem)."},
     {NULL, NULL, 0, NULL}};
 
 int take_exec(PyObject *module) {

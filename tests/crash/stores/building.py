@@ -55,6 +55,7 @@ def planted(mutations: tuple[Mutation, ...]) -> Path:
     )
     root = BUILDS / f"planted-{hashlib.sha256(repr(stamp).encode()).hexdigest()[:24]}"
     if not root.exists():
+        BUILDS.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=BUILDS))
         try:
             for path, text in texts.items():

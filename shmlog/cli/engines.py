@@ -1,0 +1,258 @@
+"""Engines: the verbs that take a log's records to other machines, and that read an archive.
+
+This module knows integrations and when to end.  It may not know how records travel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from shmlog.cli.arguments import check_place
+from shmlog.cli.output import report, say
+from shmlog.errors import CorruptionError, FencedError
+
+if TYPE_CHECKING:
+    from shmlog.integrations.archived import ArchivedLog
+    from shmlog.integrations.configuration import Target
+    from shmlog.integrations.ship import Shipper, Sink
+
+FENCED = 3
+"""Exit status: another shipper has taken over, and this one must not be started again by itself."""
+TELL_S = 60.0
+"""How often stderr is told how far it is, while it goes on."""
+
+
+@contextlib.contextmanager
+def told_to_end(stop: Callable[[], None]) -> Iterator[None]:
+    """Call stop at the first Ctrl-C or SIGTERM; the second one is not waited for."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(*_: object) -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop()
+
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """ValueError, with the remedy, for a package that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("shmlog"):
+            raise
+        raise ValueError(f"{error.name} is not installed: pip install 'shmlog[{name}]'") from None
+
+
+def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]) -> Sink:
+    options = dict(target.options)
+    settings = tables.get(target.scheme, {})
+    if target.scheme == "nats":
+        with extra("nats"):
+            from shmlog.integrations.nats import REPLICAS, NatsSink
+        replicas = options.pop("replicas", str(REPLICAS))
+        if options or not replicas.isdigit():
+            chosen.refuse("argument URL: the only option is replicas=N")
+        return NatsSink(target.hosts, target.place, log_id, replicas=int(replicas), settings=settings)
+    if target.scheme == "valkey":
+        with extra("valkey"):
+            from shmlog.integrations.valkey import ValkeySink
+        if options or len(target.hosts) != 1:
+            chosen.refuse("argument URL: valkey:// takes one host and no options")
+        return ValkeySink(target.hosts[0], target.place, log_id, settings=settings)
+    chosen.refuse(f"argument URL: {target.scheme}:// cannot be shipped to; nats:// and valkey:// can")
+    raise AssertionError  # refuse() exits
+
+
+def _facts(shipper: Shipper) -> dict[str, Any]:
+    lag = shipper.lag
+    return asdict(shipper.statistics) | {
+        "lag_bytes": lag.bytes,
+        "lag_records": lag.records,
+        "lag_seconds": lag.seconds,
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    trouble = f"; errors of the engine: {facts['retries']}" if facts["retries"] else ""
+    return (
+        f"shipped {facts['records']} records in {facts['chunks']} chunks, up to LSN {facts['position_lsn']};"
+        f" {facts['lag_records']} records ({facts['lag_bytes']} bytes, {facts['lag_seconds']:.1f} s) behind"
+        f"{trouble}"
+    )
+
+
+def _teller(shipper: Shipper) -> Callable[[], None]:
+    """What tells stderr, when it moved, and not too often."""
+    told_at, told_lsn = time.monotonic(), -1
+
+    def tell() -> None:
+        nonlocal told_at, told_lsn
+        if time.monotonic() - told_at < TELL_S or shipper.statistics.position_lsn == told_lsn:
+            return
+        told_at, told_lsn = time.monotonic(), shipper.statistics.position_lsn
+        with contextlib.suppress(OSError):
+            print(f"shmlog: {_text(_facts(shipper))}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def ship(chosen: argparse.Namespace) -> int:
+    import logging
+
+    import shmlog
+    from shmlog.integrations import configuration
+    from shmlog.integrations.ship import Shipper
+
+    try:
+        target = configuration.parse_url(chosen.url)
+    except ValueError as error:
+        chosen.refuse(f"argument URL: {error}")
+    tables = configuration.load(chosen.config)
+    check_place(chosen.directory)
+    logging.basicConfig(format="shmlog: %(message)s")  # warnings, to stderr
+    with contextlib.ExitStack() as held:
+        log = held.enter_context(shmlog.open(chosen.directory))
+        sink = _sink(chosen, target, log.log_id, tables)
+        try:
+            shipper = Shipper(log, sink, name=chosen.name, tags=chosen.tag, chunk_bytes=chosen.chunk_bytes)
+        except BaseException:
+            sink.close()
+            raise
+        held.enter_context(shipper)
+        try:
+            with told_to_end(shipper.stop):
+                shipper.run(chosen.once, _teller(shipper))
+        except FencedError as error:
+            report(error, chosen.json)
+            return FENCED
+        facts = _facts(shipper)
+    say(chosen, facts, _text(facts))
+    return 0
+
+
+def archive(chosen: argparse.Namespace) -> int:
+    import logging
+
+    import shmlog
+
+    settings = _store_settings(chosen, chosen.url)
+    with extra("archive"):
+        from shmlog.integrations.archive import Archiver
+        from shmlog.integrations.objects import Store
+    check_place(chosen.directory)
+    logging.basicConfig(format="shmlog: %(message)s")
+    with (
+        shmlog.open(chosen.directory) as log,
+        Archiver(
+            log,
+            Store(chosen.url, settings),
+            name=chosen.name,
+            trim=chosen.trim,
+            keep_bytes=chosen.keep_bytes,
+        ) as archiver,
+        told_to_end(archiver.stop),
+    ):
+        archiver.run(chosen.once)
+        facts = asdict(archiver.statistics) | {"lag_bytes": log.committed_lsn - archiver.position_lsn}
+    text = f"archived {facts['records']} records in {facts['segments']} segments"
+    say(chosen, facts, f"{text}, up to LSN {facts['position_lsn']}; {facts['lag_bytes']} bytes behind")
+    return 0
+
+
+def is_url(place: str) -> bool:
+    """Whether a verb that reads a log was given an archive."""
+    return "://" in place
+
+
+def _store_settings(chosen: argparse.Namespace, url: str) -> dict[str, Any]:
+    from shmlog.integrations import configuration
+
+    if not is_url(url):
+        chosen.refuse("argument URL: a store's is s3://BUCKET/PREFIX, gs://, az:// or file:///PATH")
+    try:
+        configuration.refuse_secrets(url)
+    except ValueError as error:
+        chosen.refuse(f"argument URL: {error}")
+    settings: dict[str, Any] = configuration.load(chosen.config).get("store", {})
+    return settings
+
+
+def opened(chosen: argparse.Namespace, url: str) -> ArchivedLog:
+    """The archive at a URL; errors as open_archive()."""
+    settings = _store_settings(chosen, url)
+    with extra("archive"):
+        from shmlog.integrations.archived import open_archive
+    return open_archive(url, chosen.log, settings)
+
+
+def restore(chosen: argparse.Namespace) -> int:
+    with opened(chosen, chosen.directory) as archived:
+        facts = asdict(archived.restore(chosen.target))
+    text = (
+        f"{facts['path']}: a log of {facts['segments']} segments, [{facts['begin_lsn']}, {facts['end_lsn']})"
+    )
+    if facts["dropped_bytes"]:
+        text += f"; {facts['dropped_bytes']} bytes of an atomic batch whose end was not archived are left out"
+    say(chosen, facts, text)
+    return 0
+
+
+def info(chosen: argparse.Namespace) -> int:
+    with opened(chosen, chosen.directory) as archived:
+        sidecars = archived.sidecars
+        facts = {
+            "url": chosen.directory,
+            "log_id": archived.log_id,
+            "segments": len(sidecars),
+            "records": sum(sidecar.records for sidecar in sidecars),
+            "object_bytes": sum(sidecar.object_bytes for sidecar in sidecars),
+            "begin_lsn": archived.trimmed_lsn,
+            "end_lsn": archived.committed_lsn,
+            "first_time_ns": min((s.first_time_ns for s in sidecars if s.records), default=None),
+            "last_time_ns": max((s.last_time_ns for s in sidecars if s.records), default=None),
+        }
+    from shmlog.tools.info import text
+
+    say(chosen, facts, text(facts))
+    return 0
+
+
+def verify(chosen: argparse.Namespace) -> int:
+    """Every object is what its sidecar says, and every frame is valid."""
+    records = 0
+    with opened(chosen, chosen.directory) as archived:
+        begin, end, problem = archived.trimmed_lsn, archived.committed_lsn, None
+        try:
+            for batch in archived.read_batches():
+                records += len(batch)
+        except CorruptionError as error:
+            problem = error
+    facts = {
+        "url": chosen.directory,
+        "ok": problem is None,
+        "begin_lsn": begin,
+        "end_lsn": end,
+        "records": records,
+        "problem_lsn": problem and problem.lsn,
+        "problem": problem and str(problem),
+    }
+    text = f"{chosen.directory}: {records} records in [{begin}, {end})"
+    say(chosen, facts, f"{text}: BAD: {problem}" if problem else f"{text}: every frame is valid")
+    return int(problem is not None)

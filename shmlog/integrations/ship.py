@@ -1,0 +1,321 @@
+"""Ship: a log's records to an engine that keeps them on other machines: all, once, in order.
+
+    log       | ........ durable_lsn ... committed_lsn
+    engine    | chunk | chunk | chunk |              E: where its last chunk ends
+    cursor    | ................. |                  at or below E; the log is kept from here on
+
+Invariants
+  I11  Only what is below durable_lsn leaves the host. After a power cut the LSNs above it come back
+      with other records.
+  I12  The engine holds the position, written in one with the data. The cursor bounds it from below,
+      and keeps the log from being trimmed.
+  I13  Every write is conditional on the position that it continues.
+  I14  A chunk begins where the one before it ends. What lies between two records and is none (PAD, FILL,
+      other tags) belongs to the chunk before it.
+  I15  The cursor never passes what the engine has acknowledged.
+  I16  At every start, and after every error, the last record that the engine holds must still be in the
+      log, by its LSN and its frame's checksum.
+
+    E, as the engine has it                     what is done
+    cursor <= E <= durable_lsn, and I16         go on from E
+    E < cursor: the engine lost records         rewind to E, and say so; TrimmedError if they are gone
+    E > durable_lsn, or not I16                 SourceDivergedError; never go on
+    nothing there                               begin at the cursor
+    another log's id                            another place in the engine
+
+This module knows a log's public names and a sink.  It may not know any engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+
+import shmlog
+from shmlog.integrations.repeating import DURABLE_S, EngineError, Repeating
+
+CHUNK_BYTES: Final = 256 << 10
+CHUNK_PREFIX_BYTES: Final = 64
+"""Of a chunk are not frames."""
+GAP_BYTES: Final = 16 << 20
+"""So much without a wanted record is shipped as a chunk without records: the position moves on."""
+COMMIT_S: Final = 1.0
+"""How often the cursor follows the position."""
+
+_logger = logging.getLogger("shmlog.ship")
+
+
+class ConflictError(Exception):
+    """The engine's position is not where the write continues it; nothing was written."""
+
+
+class Tail(NamedTuple):
+    """What an engine holds of a log: up to where, and who put it there."""
+
+    end_lsn: int
+    shipper: str
+    last: tuple[int, int] | None
+    """LSN and checksum of the last record; None if there is no record yet"""
+
+
+class Sink(Protocol):
+    """One log's place in an engine."""
+
+    chunk_bytes_max: int
+    """The largest chunk that the engine takes."""
+
+    def tail(self) -> Tail | None:
+        """What is there, as whoever decides in the engine has it; the next put() continues it.
+        EngineError."""
+        ...
+
+    def put(self, chunk: bytes, tail: Tail) -> None:
+        """Add a chunk, and with it what the tail is then, on the condition that nothing was added since
+        the last tail() or put(). Returns when it is safe. ConflictError, EngineError."""
+        ...
+
+    def idle(self) -> None:
+        """There is nothing to put; called at least every second, while that is so."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ShipStatistics:
+    """What a shipper has done since it was made."""
+
+    position_lsn: int = 0
+    """up to here the engine has it"""
+    chunks: int = 0
+    records: int = 0
+    bytes: int = 0
+    """of chunks"""
+    retries: int = 0
+    """errors of the engine"""
+    resyncs: int = 0
+    """positions that were asked for anew"""
+    last_error: str = ""
+
+
+def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
+    """LSN and frame checksum of a batch's last record."""
+    frame = batch[len(batch) - 1 :].frames()
+    return int(batch.lsn[-1]), int(struct.unpack_from("<I", frame, 4)[0])
+
+
+class Shipper(Repeating):
+    """Ships one log to one sink, from one process.  A context manager.
+
+    name: of the cursor that keeps what is not yet shipped. tags: only these records; the position
+    moves over the others. step() for programs with a loop of their own, else run().
+    """
+
+    def __init__(
+        self,
+        log: shmlog.Log,
+        sink: Sink,
+        *,
+        name: str = "ship",
+        tags: int | Iterable[int] | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        if chunk_bytes < 1:
+            raise ValueError(f"chunk_bytes must be positive: {chunk_bytes}")
+        self.shipper_id = secrets.token_hex(8)
+        self._cursor = log.cursor(name)  # first: it may be open elsewhere
+        super().__init__(log)
+        self._sink = sink
+        self._tags = None if tags is None else tags if isinstance(tags, (int, range)) else frozenset(tags)
+        self._chunk_bytes = chunk_bytes
+        self._tail: Tail | None = None
+        self._known = False  # whether _tail is the engine's
+        self._position = self._floor = self._cursor.lsn
+        self._wrote = False
+        self._ahead: _Ahead | None = None
+        self._committed_at = 0.0
+        self._seen = 0  # durable_lsn when _next() last looked
+        self.statistics = ShipStatistics(self._position)
+
+    # ------------------------------------------------------------------ steps
+
+    def step(self) -> bool:
+        """Ship one chunk, or find out where to go on; False if there is nothing to ship.
+
+        Blocks as long as the engine takes. EngineError: nothing is lost, call again, best after a
+        pause. FencedError: another shipper has taken over. SourceDivergedError, TrimmedError,
+        CorruptionError, RecordTooLargeError: it cannot go on; nothing was left out.
+        """
+        try:
+            if not self._known:
+                self._resume()
+            found = self._next()
+            if found is None:
+                self._commit(DURABLE_S)
+                self._sink.idle()
+                return False
+            chunk, tail, records = found
+            self._sink.put(chunk, tail)
+        except ConflictError:
+            self._forget()
+            return True
+        except EngineError as error:
+            self._forget()
+            was = self.statistics
+            self.statistics = replace(was, retries=was.retries + 1, last_error=str(error))
+            raise
+        self._tail, self._position, self._wrote = tail, tail.end_lsn, True
+        was = self.statistics
+        self.statistics = replace(
+            was,
+            position_lsn=self._position,
+            chunks=was.chunks + 1,
+            records=was.records + records,
+            bytes=was.bytes + len(chunk),
+        )
+        self._commit(COMMIT_S)
+        return True
+
+    def _forget(self) -> None:
+        """The position is the engine's to say."""
+        self._known, self._ahead = False, None
+        self.statistics = replace(self.statistics, resyncs=self.statistics.resyncs + 1)
+
+    def _resume(self) -> None:
+        """The table above."""
+        tail = self._sink.tail()
+        if tail is None:
+            if self._wrote:
+                _logger.warning("the engine lost all that it had acknowledged")
+            position = self._floor
+        else:
+            if self._wrote and tail.shipper != self.shipper_id:
+                raise shmlog.FencedError(tail.end_lsn, tail.shipper)
+            position = tail.end_lsn
+            self._check_source(tail)
+            if position < self._cursor.lsn:
+                _logger.warning(
+                    "the engine has LSN %d last, and had acknowledged %d: shipping it again",
+                    position,
+                    self._cursor.lsn,
+                )
+        self._tail, self._position, self._known = tail, position, True
+        self.statistics = replace(self.statistics, position_lsn=position)
+
+    def _check_source(self, tail: Tail) -> None:
+        """I16.  A last record that was trimmed since cannot be looked at; it is believed."""
+        durable = self._log.durable_lsn
+        if tail.end_lsn > durable:
+            raise shmlog.SourceDivergedError(tail.end_lsn, f"it is durable only up to LSN {durable}")
+        if tail.last is None or tail.last[0] < self._log.trimmed_lsn:
+            return
+        lsn = tail.last[0]
+        try:
+            here = next(self._log.read_batches(lsn, lsn + 1, records=1))
+        except (ValueError, StopIteration, shmlog.CorruptionError) as error:
+            raise shmlog.SourceDivergedError(
+                tail.end_lsn, f"no valid record begins at LSN {lsn}, where the engine's last one did"
+            ) from error
+        if last_of(here) != tail.last:
+            raise shmlog.SourceDivergedError(tail.end_lsn, f"another record is at LSN {lsn}")
+
+    def _next(self) -> tuple[bytes, Tail, int] | None:
+        """The next chunk, what the tail is after it, and its records; None: nothing is durable yet."""
+        begin, last = self._position, self._tail.last if self._tail else None
+        part = None
+        while part is None:
+            if self._ahead is None:
+                self._seen = self._log.durable_lsn
+                if self._seen <= begin:
+                    return None
+                self._ahead = _Ahead(self._log, begin, self._seen, self._tags)
+            most = min(self._chunk_bytes, self._sink.chunk_bytes_max) - CHUNK_PREFIX_BYTES
+            part, end = self._ahead.part(most)
+            if part is None:
+                self._ahead = None
+                if end - begin >= GAP_BYTES:
+                    part = self._log.take([])
+                elif self._log.durable_lsn <= self._seen:
+                    return None
+        if len(part):
+            last = last_of(part)
+        chunk = shmlog.encode_chunk(part, self._log.log_id, begin, end)
+        if len(chunk) > self._sink.chunk_bytes_max:
+            raise shmlog.RecordTooLargeError(
+                f"the record at LSN {part.lsn[0]} takes {len(chunk)} bytes, and the engine takes"
+                f" {self._sink.chunk_bytes_max} at most"
+            )
+        return chunk, Tail(end, self.shipper_id, last), len(part)
+
+    def _commit(self, seconds: float) -> None:
+        """The cursor follows, not more often than that."""
+        now = time.monotonic()
+        if self._known and self._cursor.lsn != self._position and now - self._committed_at >= seconds:
+            self._cursor.commit(self._position)
+            self._committed_at = now
+
+    def _wanted_lsn(self) -> int:
+        return self._seen + 1
+
+    def _settle(self) -> None:
+        self._commit(0.0)
+
+    @property
+    def lag(self) -> shmlog.Lag:
+        """How far the engine is behind committed_lsn: bytes, records, seconds.  Reads the headers
+        between."""
+        self._cursor.seek(max(self._position, self._log.trimmed_lsn))
+        return self._cursor.lag
+
+    def close(self) -> None:
+        """Let go of cursor and sink; the log stays open.  Idempotent."""
+        if self._close_bell():
+            self._cursor.close()
+            self._sink.close()
+
+    def __enter__(self) -> Shipper:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Ahead:
+    """Durable records from a position on, cut into parts; knows where the next record begins (I14)."""
+
+    def __init__(self, log: shmlog.Log, begin: int, end: int, tags: int | Iterable[int] | None) -> None:
+        self._end = end
+        self._batches: Iterator[shmlog.RecordBatch] = log.read_batches(begin, end, tags)
+        self._batch: shmlog.RecordBatch | None = None
+        self._advance()
+
+    def _advance(self) -> None:
+        self._at = 0
+        self._batch = next(self._batches, None)
+        if self._batch is not None:
+            granules = (self._batch.nbytes.astype(np.int64) + 63) // 32
+            self._sizes = (granules * 32).cumsum()
+
+    def part(self, most_bytes: int) -> tuple[shmlog.RecordBatch | None, int]:
+        """As many of the next records as fit, at least one, and where the next one after them begins;
+        None: there are no more."""
+        batch, at = self._batch, self._at
+        if batch is None:
+            return None, self._end
+        before = int(self._sizes[at - 1]) if at else 0
+        stop = max(at + 1, int(np.searchsorted(self._sizes, before + most_bytes, "right")))
+        part = batch[at:stop]
+        self._at = stop
+        if stop >= len(batch):
+            self._advance()
+        return part, self._end if self._batch is None else int(self._batch.lsn[self._at])
