@@ -20,10 +20,12 @@ from support.processes import (
     Wire,
     block_path,
     flusher_pid,
+    flusher_pids,
     kill_everybody,
     lose_shared_memory,
     shared_names,
     stopped,
+    until,
 )
 
 import shmlog
@@ -173,6 +175,7 @@ def _cut_live_segment(log_path: Path) -> None:
 
 
 def _without_lock(log_path: Path) -> None:
+    until(lambda: not flusher_pids(log_path), "no flusher that came late makes it again")
     (log_path / "LOCK").unlink()
     assert "has no LOCK" in _doctor(log_path, status=1)["place"]["text"]
 
