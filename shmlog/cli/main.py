@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of new files, octal (default 600)")
     sub.add_argument("--detach", action="store_true", help="go to the background; leave with the last user")
+    sub.add_argument("--session", type=int, help=argparse.SUPPRESS)  # by handles: flushers.start
 
     sub = verb(
         "append", records.append, "Append standard input: a record a line, or all of it as one record."

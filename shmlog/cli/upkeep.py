@@ -72,7 +72,7 @@ def flush(chosen: argparse.Namespace) -> int:
     if chosen.detach:
         sidecar.close_inherited()
     check_place(chosen.directory)
-    status = sidecar.run(chosen.directory, chosen.sync_interval, chosen.mode, chosen.detach)
+    status = sidecar.run(chosen.directory, chosen.sync_interval, chosen.mode, chosen.detach, chosen.session)
     if chosen.json:
         info(chosen)
     return status

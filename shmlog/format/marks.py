@@ -135,7 +135,7 @@ def decode_mark(data: bytes, log_id: bytes) -> Mark | None:
     if fields is None:
         return None
     magic, flags, sequence, durable_lsn, trimmed_lsn, epoch, boot_id, *rest = fields
-    if magic != MARK_MAGIC or trimmed_lsn > durable_lsn or trimmed_lsn % GRANULE_BYTES:
+    if magic != MARK_MAGIC or trimmed_lsn > durable_lsn or (trimmed_lsn | durable_lsn) % GRANULE_BYTES:
         return None  # no flusher wrote this
     if max(durable_lsn, sequence, epoch) > LSN_MAX:
         return None

@@ -157,7 +157,8 @@ class PyLog:
                 area, at
             )
             whole = crc32c(area[at : at + MARK.size - 4], crc32c(self.log_id)) == checksum
-            within = trimmed % self.segment_bytes != 0  # only whole segments are trimmed
+            # only whole segments are trimmed, and what is durable ends with a frame
+            within = trimmed % self.segment_bytes != 0 or durable % GRANULE != 0
             if magic != b"MARK" or not whole or within or trimmed > durable:
                 found.append(None)
                 continue
