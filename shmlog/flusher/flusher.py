@@ -42,6 +42,7 @@ from shmlog.errors import AttachError, LogFailedError
 from shmlog.flusher.committing import PACE_S, Committer
 from shmlog.flusher.open_segments import OpenSegments
 from shmlog.flusher.preparing import Preparer
+from shmlog.flusher.retention import Keeper
 from shmlog.flusher.syncing import Syncer
 from shmlog.format.layout import CB, SLEEP_AWAKE
 from shmlog.memory.control import ControlBlock
@@ -77,8 +78,11 @@ class Flusher:
         self._native = control.native
         self._participants = participants
         self._linger = linger
-        self._segments = OpenSegments(directory, mode)
-        self._syncer = Syncer(control, self._segments, self._geometry, boot_id, sync_interval)
+        self._keeper = Keeper(control, directory)
+        self._segments = OpenSegments(directory, mode, self._keeper.room)
+        self._syncer = Syncer(
+            control, self._segments, self._geometry, boot_id, sync_interval, self._keeper.step
+        )
         self._preparer = Preparer(
             control, self._segments, self._geometry, lambda: self._syncer.mark, self._syncer.fail
         )
@@ -101,6 +105,7 @@ class Flusher:
         """Serve until stopped or no longer needed.  True: the last participant had gone;
         the caller may finish() under the set-up byte, having looked again."""
         self._ending.clear()
+        self._keeper.begin()
         self._take_over()
         starts, served_at = self._native.load(CB.STARTS), time.monotonic()
         loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop)
@@ -112,10 +117,12 @@ class Flusher:
         finally:
             self._ending.set()
             self._preparer.wake()
+            self._keeper.end()
             self._control.sync_bell.ring()
             for thread in threads:
                 if thread.ident is not None:  # it was started
                     self._outlive(thread)
+            self._keeper.forget_end()
         if self._broken is not None:
             brief = time.monotonic() - served_at < BRIEF_S
             self._serves(time.monotonic_ns(), starts + 1 if brief else 1)

@@ -44,7 +44,18 @@ class Record(NamedTuple):
     @property
     def next_lsn(self) -> int:
         """Where reading goes on after this record: a start= that leaves it out."""
-        return self.lsn + frame_bytes(self.data.nbytes)
+        return self.lsn + frame_bytes(memoryview(self.data).nbytes)
+
+    def __copy__(self) -> Record:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.data, memoryview):
+            raise TypeError(
+                "a Record cannot be pickled, for its data is a view of the log's file: send"
+                " bytes(record.data), or record._replace(data=bytes(record.data)), or the LSN for take()"
+            )
+        return Record, tuple(self)
 
 
 COLUMNS = ("lsn", "time_ns", "tag", "writer", "nbytes")

@@ -34,10 +34,11 @@ most; twice as long after each that did not come to serve."""
 LAST_WORDS_BYTES = 4096
 
 
-def start(where: Directory, mode: int, sync_interval: float) -> None:
+def start(where: Directory, mode: int, sync_interval: float, session: int | None = None) -> None:
     """Start a flusher process for the log and return at once.  If one runs already,
     the new one finds the lease taken and ends.  It is no child of this process.
-    OSError if no process can be made."""
+    session: the CREATED_NS of the only control block that it is to serve; it may come so late
+    that there is another, whose users want none.  OSError if no process can be made."""
     python = os.environ.get("SHMLOG_PYTHON") or sys.executable
     if not python:
         raise OSError(errno.ENOENT, "no Python interpreter to run the flusher with; set SHMLOG_PYTHON")
@@ -48,6 +49,7 @@ def start(where: Directory, mode: int, sync_interval: float) -> None:
     # -P: the current directory may hold modules of the same names as ours and Python's
     arguments = [python, "-P", "-m", "shmlog", "flush", where.path, "--detach"]
     arguments += ["--sync-interval", repr(sync_interval), "--mode", f"{mode:o}"]
+    arguments += [] if session is None else ["--session", str(session)]
     _native.spawn_detached(
         tuple(os.fsencode(argument) for argument in arguments),
         tuple(key + b"=" + value for key, value in environment.items()),
@@ -66,7 +68,7 @@ def ensure(joined: Attachment, mode: int, sync_interval: float) -> None:
         return
     native.add(CB.STARTS, 1)
     try:
-        start(joined.directory, mode, sync_interval)
+        start(joined.directory, mode, sync_interval, native.load(CB.CREATED_NS))
     except BaseException:
         native.compare_exchange(CB.STARTING_NS, now, 0)
         raise

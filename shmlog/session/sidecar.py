@@ -52,9 +52,9 @@ def close_inherited() -> None:
                 os.close(fd)
 
 
-def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
+def run(path: str, sync_interval: float, mode: int, detach: bool, session: int | None = None) -> int:
     """Be the log's flusher; the exit status.  0 also when another one runs already and
-    this one was started on demand."""
+    this one was started on demand, or when the control block is not the one of `session`."""
     files.check_mode(mode)
     told: list[int] = []
     for number in _ENDING:  # from the first moment on: told to end, it leaves in order
@@ -71,7 +71,7 @@ def run(path: str, sync_interval: float, mode: int, detach: bool) -> int:
     with contextlib.suppress(OSError, ValueError):  # a window may span many segments
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        return _serve(where, lock, mode, sync_interval, not detach, told)
+        return _serve(where, lock, mode, sync_interval, not detach, told, session)
     except BaseException:
         log.exception("the flusher ends")
         raise
@@ -85,7 +85,13 @@ def _take_lease(lock: LockFile) -> bool:
 
 
 def _serve(
-    where: Directory, lock: LockFile, mode: int, sync_interval: float, linger: bool, told: list[int]
+    where: Directory,
+    lock: LockFile,
+    mode: int,
+    sync_interval: float,
+    linger: bool,
+    told: list[int],
+    session: int | None,
 ) -> int:
     try:
         role = ROLE_SIDECAR if linger else ROLE_FLUSHER
@@ -95,6 +101,9 @@ def _serve(
             raise
         return 0  # whoever started this one has gone, and another flusher finished the log
     native = joined.control.native
+    if session is not None and native.load(CB.CREATED_NS) != session:
+        joined.detach()
+        return 0  # as if there were no block
     generation = native.add(CB.GENERATION, 1) + 1
     native.store(CB.FLUSHER_PID, os.getpid())
     flusher = Flusher(

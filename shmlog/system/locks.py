@@ -80,20 +80,29 @@ class LockFile:
 
 class LockView:
     """Looks at the locks of a LOCK file that it may not be allowed to write; a context
-    manager."""
+    manager.  Of another user's, which may not even be opened, the system's list of locks tells."""
 
-    def __init__(self, path: str) -> None:
-        self._fd = files.open_file(path, writable=False)
+    def __init__(self, path: str, owner: int | None = None) -> None:
+        self._fd, self._spans = -1, list[tuple[int, int]]()
+        try:
+            self._fd = files.open_file(path, writable=False, owner=owner)
+        except PermissionError:
+            if owner in (None, os.geteuid()) or os.lstat(path).st_uid != owner:
+                raise
+            self._spans = processes.locked_spans(path)
 
     def locked(self, byte: int, count: int = 1) -> bool:
         """Whether any of the bytes is locked by anybody."""
+        if self._fd < 0:
+            return any(begin < byte + count and byte < end for begin, end in self._spans)
         return _native.byte_locked(self._fd, byte, count)
 
     def __enter__(self) -> LockView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def take_setup(lock: LockFile, deadline: float) -> None:

@@ -1,6 +1,7 @@
 """Processes: what the system tells of another process, for messages to people.
 
-Best effort, and never evidence: who is alive is told by locks alone.
+Best effort, and never evidence, but for the system's own list of locks: who is alive is told
+by locks alone.
 
 This module knows pids and /proc.  It may not know what a process does with a log.
 """
@@ -34,6 +35,23 @@ def lock_holders(path: str, byte: int) -> list[int]:
             {pid for pid, words in _lock_lines() if words[4] == device and _covers(words[5:], byte)}
         )
     return []
+
+
+def locked_spans(path: str) -> list[tuple[int, int]]:
+    """The ranges of a file on which anybody on this machine has a lock, in whatever container, also
+    where the file may not be opened.  From /proc/locks, see proc(5); OSError where there is none."""
+    found, spans = os.lstat(path), []
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+    with open("/proc/locks", encoding="ascii") as file:
+        for line in file:
+            words = line.split()
+            if len(words) != 8:  # of one who waits
+                continue
+            where, _, inode = words[5].rpartition(":")
+            # what has no disk of its own (btrfs, overlays) has another number for others
+            if int(inode) == found.st_ino and (where == device or not os.major(found.st_dev)):
+                spans.append((int(words[6]), 1 << 63 if words[7] == "EOF" else int(words[7]) + 1))
+    return spans
 
 
 def _covers(span: list[str], byte: int) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.processes import flusher_pid
 
 import shmlog
+from shmlog.format.layout import CB
 
 
 def test_a_started_flusher_holds_no_descriptor_of_the_one_that_started_it(log_path: Path) -> None:
@@ -58,3 +61,17 @@ def test_a_log_whose_segments_are_elsewhere_is_refused(log_path: Path) -> None:
         with pytest.raises(shmlog.FormatError, match="segments is a symbolic link"):
             look(log_path)
     assert sorted(elsewhere.iterdir()) == before
+
+
+def test_a_flusher_that_comes_after_its_session_does_not_serve_the_next(log_path: Path) -> None:
+    shmlog.open(log_path, create=True).close()
+    with shmlog.open(log_path, flusher="external") as log:
+        command = [sys.executable, "-m", "shmlog", "flush", str(log_path), "--detach", "--session"]
+        late = subprocess.run([*command, "12345"], timeout=60)
+        assert late.returncode == 0
+        assert log.statistics().flusher_pid is None
+        created_ns = log._joined.control.load(CB.CREATED_NS)
+        with subprocess.Popen([*command, str(created_ns)]) as own:
+            log.append(b"x", durable=True, timeout=60)
+            log.close()
+            assert own.wait(60) == 0
