@@ -22,7 +22,7 @@ demo: .venv/.has-demo ## run the demonstration: 336,776 real departures, a kille
 	$(BIN)/python docs/demo/demo.py $(ARGS)
 
 test: .venv/.has-test ## run the tests, but for the long torture runs
-	$(BIN)/python -m pytest -m "not crash" $(ARGS)
+	$(BIN)/python -m pytest -m "not crash" -n 2 --dist loadfile $(ARGS)
 
 crash: .venv/.has-test ## torture a log for TIME seconds (600) and print what was counted
 	cd tests && ../$(BIN)/python -m crash --time $(TIME) $(ARGS)

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
         ShmlogError,
         TrimmedError,
     )
+    from shmlog.format.retention import Retention
     from shmlog.handle.cursor import Cursor, CursorInfo, Lag
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
-    from shmlog.memory.statistics import Statistics
+    from shmlog.memory.metrics import Metric, Sample
+    from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
     from shmlog.records.scan import ArrowScan, Scan
+    from shmlog.tools.backup import BackupReport, backup
+    from shmlog.tools.configure import configure
     from shmlog.tools.recover import recover
     from shmlog.tools.repair import RepairReport, repair
     from shmlog.tools.verify import VerifyReport, verify
@@ -45,9 +49,13 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "tools.backup": "BackupReport backup",
+    "tools.configure": "configure",
     "tools.recover": "recover",
     "tools.repair": "RepairReport repair",
-    "memory.statistics": "Statistics",
+    "format.retention": "Retention",
+    "memory.metrics": "Metric Sample",
+    "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
     "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
@@ -59,15 +67,19 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "ArrowScan",
     "AttachError",
+    "BackupReport",
+    "Blocker",
     "ClosedError",
     "CorruptionError",
     "Cursor",
     "CursorInfo",
+    "CursorPlace",
     "FormatError",
     "Lag",
     "Log",
     "LogFailedError",
     "LogFullError",
+    "Metric",
     "ReadonlyLog",
     "Record",
     "RecordBatch",
@@ -76,12 +88,17 @@ __all__ = [
     "RepairReport",
     "Reservation",
     "RestartUnclearError",
+    "Retention",
+    "Sample",
     "Scan",
     "ShmlogError",
     "Statistics",
     "TrimmedError",
     "VerifyReport",
     "Watch",
+    "WriterRate",
+    "backup",
+    "configure",
     "open",
     "open_readonly",
     "recover",
@@ -92,6 +109,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
+    if name == "_native":
+        _check_core()
     if home is None:
         raise AttributeError(f"module 'shmlog' has no attribute {name!r}")
     import importlib
@@ -99,6 +118,20 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"shmlog.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _check_core() -> None:
+    """ImportError that says what to do where the core is not compiled, as in a fresh clone."""
+    import importlib.util
+    import sys
+
+    if importlib.util.find_spec("shmlog._native") is None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise ImportError(
+            f"shmlog's compiled core is not in {__path__[0]} for Python {version}: in a clone, `make native`"
+            " or `pip install -e .` compiles it; otherwise install shmlog with pip",
+            name="shmlog._native",
+        )
 
 
 def __dir__() -> list[str]:

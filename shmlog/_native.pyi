@@ -78,6 +78,7 @@ class _ControlWords(SimpleNamespace):
     INTENT_LSN: Final[int]
     TRIMMED_LSN: Final[int]
     REMOVED_LSN: Final[int]
+    TRIMMING_LSN: Final[int]
     STATE: Final[int]
     FAILED_ERRNO: Final[int]
     FAILED_LSN: Final[int]
@@ -103,6 +104,11 @@ class _ControlWords(SimpleNamespace):
     RETIRED_BYTES: Final[int]
     RETIRED_WAITS: Final[int]
     ROLLS: Final[int]
+    BLOCKED_LSN: Final[int]
+    BLOCKED_NS: Final[int]
+    BUDGET_BYTES: Final[int]
+    BUDGET_HELD: Final[int]
+    SYNC_LATENCY: Final[int]
     HEADER_BYTES: Final[int]
 
 CB: Final[_ControlWords]
@@ -191,6 +197,9 @@ def take_records(
     source: tuple[Any, ...], lsns: Bytes, columns: tuple[npt.NDArray[Any], ...], places: Bytes, /
 ) -> tuple[Mapping | None, int, int]: ...
 def find_frame(buffer: Buffer, base_lsn: int, begin_lsn: int, end_lsn: int, seed: int, /) -> int | None: ...
+def reseal(
+    buffer: Buffer, base_lsn: int, begin_lsn: int, end_lsn: int, seed: int, new_seed: int, /
+) -> tuple[int, int, int]: ...
 def filler(kind: int, lsn: int, bytes: int, time_ns: int, writer: int, seed: int, /) -> bytes: ...
 def lock_byte(fd: int, byte: int, /) -> bool: ...
 def unlock_byte(fd: int, byte: int, /) -> None: ...

@@ -8,7 +8,7 @@ A test fails at its end if it leaves
 
 What is found is also removed, so that one test cannot spoil the next.  Other logs
 of the machine are none of our business: only names that come from the log ids below
-tmp_path count, and with --alone every new name does.
+tmp_path count, and with --alone (and -n 0) every new name does.
 
 Helpers are imported from the directory beside this file: `from support import ...`.
 """

@@ -81,6 +81,41 @@ def moment(text: str) -> int:
         ) from None
 
 
+def budget(text: str) -> int:
+    """A size, or none: -1."""
+    return -1 if text == "none" else size(text)
+
+
+def age(text: str) -> float:
+    """Seconds: 90s, 10m, 2h, 7d; or none: -1."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if text == "none":
+        return -1.0
+    return seconds(text[:-1]) * units[text[-1]] if text[-1:] in units else seconds(text)
+
+
+def address(text: str) -> tuple[str, int]:
+    """HOST:PORT, [::1]:PORT, or :PORT of this machine alone."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; write 127.0.0.1:9464, or :9464")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def level(text: str) -> int:
+    """A level of logging's, by name or number."""
+    import logging
+
+    found = logging.getLevelNamesMapping().get(text.upper())
+    return tag(text) if found is None and text.isdigit() else _known(text, found)
+
+
+def _known(text: str, found: int | None) -> int:
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no level; write WARNING, or a number")
+    return found
+
+
 def dtype(text: str) -> object:
     """A NumPy dtype."""
     from shmlog.tools.export import parse_dtype

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from shmlog.cli import arguments as words
-from shmlog.cli import records, upkeep
+from shmlog.cli import health, records, upkeep
+from shmlog.cli import top as show
 from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
 
@@ -26,10 +27,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, of_a_log: bool = True
+    ) -> argparse.ArgumentParser:
         new = verbs.add_parser(name, help=text, description=text)
         new.set_defaults(run=run, refuse=new.error)
-        new.add_argument("directory", metavar="DIR", help="the log's directory")
+        if of_a_log:
+            new.add_argument("directory", metavar="DIR", help="the log's directory")
         new.add_argument("--json", action="store_true", help="print JSON")
         return new
 
@@ -39,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--window-bytes", type=words.size, metavar="SIZE", help="a power of two (default 64MiB)")
     sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of the files, octal (default 600)")
+    sub.add_argument("--exist-ok", action="store_true", help="no error if there is one of these sizes")
 
     sub = verb("flush", upkeep.flush, "Be the log's flusher until SIGTERM or Ctrl-C.")
     sub.add_argument(
@@ -56,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-sync", action="store_true", help="do not wait until all is durable")
 
     sub = verb("cat", records.cat, "Print records, a line each (--json: with their columns).")
-    sub.add_argument("--start", type=int, metavar="LSN", help="from this record on")
     sub.add_argument("--stop", type=int, metavar="LSN", help="up to the records that begin before this")
-    sub.add_argument("--tag", type=words.tag, help="only records of this tag")
-    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many records")
-    sub.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
     sub.add_argument("--follow", action="store_true", help="go on as records are committed")
+    _choose_records(sub)
+    sub = verb("tail", records.cat, "Print records, and go on as more are committed: cat --follow.")
+    sub.set_defaults(stop=None, follow=True)
+    _choose_records(sub)
 
     sub = verb("export", records.export, "Write records to a file: .jsonl, .csv, .parquet or .mcap.")
     sub.add_argument("target", metavar="OUT", help="a new file; its ending is the format")
@@ -76,11 +81,57 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace a file that is there")
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
+    sub = verb("configure", upkeep.configure, "Show how much of the log is kept, or change it.")
+    sub.add_argument(
+        "--retention-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
+    )
+    sub.add_argument(
+        "--retention-age",
+        type=words.age,
+        metavar="AGE",
+        help="how long: 90s, 10m, 2h, 7d; none: for ever",
+    )
+    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
+    sub.add_argument(
+        "--when-full",
+        choices=("wait", "trim"),
+        help="a cursor holds the budget back: writers wait, or not",
+    )
     verb("info", upkeep.info, "Show what the log is and who uses it.")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
     _ask_whether_it_restarted(sub)
     verb("verify", upkeep.verify, "Check every frame; exit status 1 if one is bad.")
+
+    verb(
+        "doctor", health.doctor, "Say what is wrong, and what to do about it; exit status 1 if something is."
+    )
+    sub = verb("top", show.top, "Show the log as it moves, until Ctrl-C.")
+    sub.add_argument("--interval", type=words.seconds, default=1.0, metavar="S", help="seconds (default 1)")
+    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many looks")
+    sub = verb("metrics", health.metrics, "Print OpenMetrics text, or serve it with a page for people.")
+    sub.add_argument(
+        "--listen", type=words.address, metavar="HOST:PORT", help="serve until Ctrl-C; :PORT is on 127.0.0.1"
+    )
+    sub = verb(
+        "gc",
+        health.gc,
+        "List what every log has in /dev/shm; with --yes, remove what nobody uses.",
+        of_a_log=False,
+    )
+    sub.add_argument("names", metavar="NAME", nargs="*", help="only these control blocks, as listed")
+    sub.add_argument("--yes", action="store_true", help="remove what is unused; what is unsettled if named")
+
+    sub = verb("trim", upkeep.trim, "Give up the oldest records, by whole segments.")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--before", type=words.count, metavar="LSN", help="the records below this")
+    what.add_argument(
+        "--older-than", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
+    )
+
+    sub = verb("backup", upkeep.backup, "Copy the log, in use or not, or add what is new to such a copy.")
+    sub.add_argument("target", metavar="TARGET", help="a new directory, or an earlier backup of this log")
+    sub.add_argument("--same-id", action="store_true", help="the copy is to take the log's place")
 
     sub = verb("repair", upkeep.repair, "Say what of a damaged log can be kept; with --yes, keep it.")
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
@@ -103,6 +154,25 @@ def _ask_whether_it_restarted(sub: argparse.ArgumentParser) -> None:
         dest="restarted",
         default=None,
         help="it did not: keep all, and fill the holes of dead writers",
+    )
+
+
+def _choose_records(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--start", type=int, metavar="LSN", help="from this record on")
+    sub.add_argument("--tag", type=words.tag, help="only records of this tag")
+    sub.add_argument("--count", type=words.count, metavar="N", help="at most so many records")
+    sub.add_argument("--raw", action="store_true", help="the payloads alone, without line ends")
+    sub.add_argument(
+        "--since", type=words.moment, metavar="TIME", help="ISO 8601, or 10m for ten minutes ago"
+    )
+    sub.add_argument(
+        "--format",
+        choices=("plain", "logging"),
+        default="plain",
+        help="logging: what shmlog.integrations.logging wrote, as text",
+    )
+    sub.add_argument(
+        "--level", type=words.level, metavar="LEVEL", help="only messages of this level and above"
     )
 
 

@@ -50,6 +50,12 @@ def drop_output() -> None:
         os.close(fd)
 
 
+def colour(text: str, number: int) -> str:
+    """In that colour of ECMA-48, if standard output is a terminal and NO_COLOR is not set."""
+    shown = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[{number}m{text}\x1b[0m" if shown and os.environ.get("TERM") != "dumb" else text
+
+
 @contextlib.contextmanager
 def progress_shown(chosen: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
     """What a tool may call with (bytes done, bytes in all): a terminal on stderr is shown

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shmlog.cli.arguments import check_place
-from shmlog.cli.output import progress_shown, put, say
+from shmlog.cli.output import colour, progress_shown, put, say
 
 if TYPE_CHECKING:
     from shmlog.records.batch import Record
@@ -114,6 +115,8 @@ def cat(chosen: argparse.Namespace) -> int:
 
     if chosen.raw and chosen.json:
         chosen.refuse("argument --raw: not allowed with argument --json")
+    if chosen.level is not None and chosen.tag is not None:
+        chosen.refuse("argument --level: not allowed with argument --tag: a message's level is its tag")
     if chosen.follow and chosen.stop is not None:
         chosen.refuse("argument --follow: not allowed with argument --stop")
     from shmlog.tools.export import record_facts
@@ -121,18 +124,49 @@ def cat(chosen: argparse.Namespace) -> int:
     check_place(chosen.directory)
     left = chosen.count if chosen.count is not None else -1
     with shmlog.open_readonly(chosen.directory) as log:
-        records: Iterator[Record] = log.read(chosen.start, chosen.stop)
+        if chosen.start is not None and chosen.start > (end := log.committed_lsn):
+            raise ValueError(f"--start {chosen.start} is beyond the end of the log: it ends at LSN {end}")
+        start, tags = chosen.start, chosen.tag if chosen.level is None else range(chosen.level, 2**32)
+        if chosen.since is not None:
+            start = max(start or 0, log.seek_time(chosen.since))
+        records: Iterator[Record] = log.read(start, chosen.stop, tags=tags)
         if chosen.follow:
-            records = log.tail(log.trimmed_lsn if chosen.start is None else chosen.start)
+            records = log.tail(log.trimmed_lsn if start is None else start, tags=tags)
         for record in records if left else ():
-            if chosen.tag is not None and record.tag != chosen.tag:
-                continue
             left -= 1
-            data = json.dumps(record_facts(record)).encode() if chosen.json else record.data
+            data: bytes | memoryview = record.data
+            if chosen.json:
+                data = json.dumps(record_facts(record)).encode()
+            elif chosen.format == "logging":
+                data = _message(record)
             put(data if chosen.raw else b"".join((data, b"\n")), chosen.follow)
             if left == 0:
                 break
     return 0
+
+
+_COLOURS = ((50, 35), (40, 31), (30, 33), (20, 32), (0, 2))
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""A message must not command the terminal."""
+
+
+def _message(record: Record) -> bytes:
+    """A message of logging's as text; what is no message as it is."""
+    try:
+        facts = json.loads(bytes(record.data))
+        moment = datetime.datetime.fromtimestamp(float(facts["time"])).isoformat(timespec="milliseconds")
+        name, text = str(facts["level"]), str(facts["message"])
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
+        return bytes(record.data)
+    known = ("time", "level", "logger", "message", "process", "thread", "where", "exception", "stack")
+    extra = " ".join(f"{key}={value!r}" for key, value in facts.items() if key not in known)
+    who = f"{facts.get('logger', '')}[{facts.get('process', '')}]"
+    text = "\n".join(
+        [f"{text}  {extra}".rstrip(), *(str(facts[key]) for key in ("exception", "stack") if key in facts)]
+    )
+    number = next(number for level, number in _COLOURS if record.tag >= level)
+    shown = colour(f"{name.translate(_CONTROL):8}", number)
+    return f"{moment} {shown} {who.translate(_CONTROL)} {text.translate(_CONTROL)}".encode(errors="replace")
 
 
 def export(chosen: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmlog.cli.arguments import check_place
 from shmlog.cli.output import progress_shown, say
@@ -21,8 +21,48 @@ if TYPE_CHECKING:
 def create(chosen: argparse.Namespace) -> int:
     from shmlog.tools.create import create
 
-    facts = create(chosen.directory, chosen.segment_bytes, chosen.window_bytes, chosen.mode)
-    say(chosen, facts, f"created {facts['path']}")
+    sizes = chosen.segment_bytes, chosen.window_bytes
+    facts = create(chosen.directory, *sizes, chosen.mode, exist_ok=chosen.exist_ok)
+    say(chosen, facts, f"{'created' if facts['created'] else 'there is'} {facts['path']}")
+    return 0
+
+
+def trim(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    with shmlog.open(chosen.directory) as log:
+        before = log.trimmed_lsn
+        wanted = log.seek_time(chosen.older_than) if chosen.before is None else chosen.before
+        trimmed = log.trim(wanted)
+        facts = {
+            "trimmed_lsn": trimmed,
+            "trimmed_bytes": trimmed - before,
+            "committed_lsn": log.committed_lsn,
+        }
+    say(chosen, facts, f"{chosen.directory}: begins at LSN {trimmed}, {trimmed - before} bytes given up")
+    return 0
+
+
+def configure(chosen: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from shmlog.tools.configure import configure, configured
+
+    check_place(chosen.directory)
+    kept = configured(chosen.directory)
+    given = {"cursors": chosen.cursors, "when_full": chosen.when_full}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name, value in (("bytes", chosen.retention_bytes), ("age", chosen.retention_age)):
+        if value is not None:
+            changes[name] = None if value < 0 else value
+    if changes:
+        kept = replace(kept, **changes)
+        configure(chosen.directory, retention=kept)
+    limit = "everything" if kept.bytes is None else f"{kept.bytes} bytes"
+    age = "" if kept.age is None else f", for {kept.age:g} s"
+    text = f"{chosen.directory}: {limit} is kept{age}; cursors: {kept.cursors}; when full: {kept.when_full}"
+    say(chosen, kept.to_dict(), text)
     return 0
 
 
@@ -87,6 +127,22 @@ def verify(chosen: argparse.Namespace) -> int:
         text = f"{text}: BAD{place}: {report.problem}"
     say(chosen, {**report.to_dict(), "seconds": seconds}, text)
     return 0 if report.ok else 1
+
+
+def backup(chosen: argparse.Namespace) -> int:
+    import shmlog
+
+    check_place(chosen.directory)
+    started = time.monotonic()
+    with progress_shown(chosen) as progress:
+        report = shmlog.backup(chosen.directory, chosen.target, progress, same_id=chosen.same_id)
+    seconds = time.monotonic() - started
+    text = (
+        f"{report.target}: [{report.begin_lsn}, {report.end_lsn}) of {report.path}, {report.records} records"
+        f" added from LSN {report.added_from_lsn} on ({seconds:.2f} s)"
+    )
+    say(chosen, {**report.to_dict(), "seconds": seconds}, text)
+    return 0
 
 
 def repair(chosen: argparse.Namespace) -> int:

@@ -58,9 +58,9 @@ def paths(directory: Directory) -> list[tuple[str, str]]:
     return []
 
 
-def look(path: str, seed: int) -> Place | None:
+def look(path: str, seed: int, owner: int | None = None) -> Place | None:
     """A cursor's place, or None if its file has just been made; FormatError: it is damaged."""
-    data = files.read_small(path)
+    data = files.read_small(path, owner=owner)
     if not any(data):
         return None
     found = [
@@ -116,12 +116,37 @@ def encode(seed: int, sequence: int, lsn: int) -> tuple[int, bytes]:
     return CURSOR_SLOTS.offset(sequence), copy
 
 
+def places(directory: Directory) -> list[tuple[str, int]]:
+    """(name, LSN) of each cursor that has a place; FormatError if one is damaged."""
+    found = []
+    for name, path in paths(directory):
+        with contextlib.suppress(FileNotFoundError):  # just removed
+            place = look(path, directory.identity.seed)
+            if place is not None:
+                found.append((name, place.lsn))
+    return found
+
+
+def put(directory: Directory, name: str, lsn: int, mode: int) -> None:
+    """Make a cursor's place what it is elsewhere, durably; nobody has the log open."""
+    path, seed = path_of(directory, name), directory.identity.seed
+    with contextlib.suppress(FileExistsError), files.descriptor(files.create_file(path, mode)) as fd:
+        os.ftruncate(fd, CURSOR_FILE_BYTES)
+    with contextlib.suppress(FormatError):
+        place = look(path, seed)
+        sequence = place.sequence + 1 if place else 0
+        with files.descriptor(files.open_file(path, writable=True)) as fd:
+            offset, data = encode(seed, sequence, lsn)
+            files.write_all(fd, data, offset)
+            os.fsync(fd)
+
+
 def furthest_lsn(directory: Directory) -> int:
     """The highest LSN that a cursor of this log remembers; 0 if there is none."""
     found = [0]
     for _, path in paths(directory):
         with contextlib.suppress(FormatError):
-            place = look(path, directory.identity.seed)
+            place = look(path, directory.identity.seed, directory.owner)
             found += [place.lsn] if place else []
     return max(found)
 
@@ -163,6 +188,10 @@ class CursorFile:
             return place
         place = Place(0, begin())
         with files.descriptor(files.open_file(self.path, writable=True)) as fd:
-            files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
+            while True:
+                files.write_all(fd, encode(self._seed, *place)[1].ljust(CURSOR_FILE_BYTES, b"\0"), 0)
+                if (now := begin()) <= place.lsn:
+                    break
+                place = Place(0, now)  # a trim was about to begin, and may not have seen the place
             os.fsync(fd)
         return place

@@ -6,6 +6,8 @@
       segments/        00000000000000000000.seg ...
       cursors/NAME     one named cursor
       flusher.log      what the flusher had to say
+      retention.json   how much is kept (settings)
+      backup.json      only of a backup: of which log (descent)
       FAILED           that it could not make something durable (failure)
 
 This module knows names.  It may not know what segments hold.
@@ -33,9 +35,11 @@ MAKING_S = 30.0
 class Directory:
     """The paths of one log, and its identity."""
 
-    def __init__(self, path: str, identity: Identity) -> None:
+    def __init__(self, path: str, identity: Identity, owner: int | None = None) -> None:
         self.path = path
         self.identity = identity
+        self.owner = os.geteuid() if owner is None else owner
+        """whose the files are: our own, but for one that is only looked at"""
         self.segments_path = os.path.join(path, "segments")
         self.cursors_path = os.path.join(path, "cursors")
         self.lock_path = os.path.join(path, "LOCK")
@@ -45,6 +49,14 @@ class Directory:
         """Where and when this process looks at the log."""
         clocks = (0, 0) if machine.clocks_are_shifted() else machine.clocks()
         return Origin(boot_id, machine.has_kernels_boot_id(), *clocks, *machine.place(self.lock_path))
+
+    def place(self) -> tuple[int, int] | None:
+        """(device, inode) of LOCK, by which a control block knows its place; None without one."""
+        try:
+            found = os.stat(self.lock_path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def sync_names(self) -> None:
         """Make durable that the log is there: whoever made it may have been killed before it did."""
@@ -62,22 +74,26 @@ def exists(path: str) -> bool:
     return os.path.lexists(identity_path(path))
 
 
-def load(path: str) -> Directory:
-    """An existing log's directory; FileNotFoundError or FormatError if there is none."""
+def load(path: str, *, to_look: bool = False) -> Directory:
+    """An existing log's directory; FileNotFoundError or FormatError if there is none.
+
+    to_look: another user's will do, if this is root or of a group that may look into it; every
+    file must then be that user's."""
     path = os.path.abspath(path)
     if not os.path.lexists(path):
         raise FileNotFoundError(errno.ENOENT, "there is no log here; create=True makes one", path)
     if not os.path.isdir(path):
         raise FormatError(f"{path} is a file, and a log is a directory")
+    owner = files.owner_to_read(path) if to_look else None
     try:
         os.lstat(identity_path(path))
     except FileNotFoundError:
         raise FormatError(f"{path} is not a log: it has no shmlog.json") from None
-    files.check_directory(path)
-    identity = decode_identity(files.read_small(identity_path(path)), identity_path(path))
-    where = Directory(path, identity)
-    files.check_part(where.segments_path)
-    files.check_part(where.cursors_path)
+    files.check_directory(path, owner)
+    identity = decode_identity(files.read_small(identity_path(path), owner=owner), identity_path(path))
+    where = Directory(path, identity, owner)
+    files.check_part(where.segments_path, owner)
+    files.check_part(where.cursors_path, owner)
     return where
 
 

@@ -61,7 +61,7 @@ def find(directory: Directory) -> Failure | None:
     """What the note says, or None if there is none.  That it is there counts: the disk that
     failed may not have kept what was in it."""
     try:
-        data = files.read_small(_path(directory))
+        data = files.read_small(_path(directory), owner=directory.owner)
     except FileNotFoundError:
         return None
     try:

@@ -47,7 +47,7 @@ def find_marks(directory: Directory, segments: list[int], *, check: bool) -> dic
     identity, found = directory.identity, {}
     for first in segments:
         path = segment_path(directory, first)
-        with files.descriptor(files.open_file(path, writable=False)) as fd:
+        with files.descriptor(files.open_file(path, writable=False, owner=directory.owner)) as fd:
             if check:
                 page = segment.check(fd, path, identity.log_id, first, identity.geometry)
             else:
@@ -65,7 +65,7 @@ def map_segment(directory: Directory, lsn: int, writable: bool) -> _native.Mappi
     """Map the segment that holds lsn; FileNotFoundError if there is none."""
     path = segment_path(directory, lsn)
     geometry = directory.identity.geometry
-    with files.descriptor(files.open_file(path, writable)) as fd:
+    with files.descriptor(files.open_file(path, writable, directory.owner)) as fd:
         segment.check(fd, path, directory.identity.log_id, geometry.segment_begin(lsn), geometry)
         return _native.Mapping(fd, geometry.file_bytes, writable, writable)
 

@@ -228,7 +228,7 @@ class Walker:
 
     def _open_segment(self, first: int) -> int:
         path = segment_path(self._directory, first)
-        fd = files.open_file(path, writable=False)
+        fd = files.open_file(path, writable=False, owner=self._directory.owner)
         try:
             segment.check(fd, path, self._directory.identity.log_id, first, self._geometry)
         except BaseException:

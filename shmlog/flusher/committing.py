@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from shmlog.flusher.holes import Busy, Hole, fill_hole, find_hole
 from shmlog.format.geometry import Geometry
-from shmlog.format.layout import CB, GRANULE_BYTES, SLEEP_AWAKE, SLEEP_IDLE, SLEEP_PACING
+from shmlog.format.layout import CB, GRANULE_BYTES, NO_LSN, SLEEP_AWAKE, SLEEP_IDLE, SLEEP_PACING
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 
@@ -124,10 +124,19 @@ class Committer:
         end = committed + GRANULE_BYTES
         return committed < reserved and self._native.scan(committed, end, False) == end
 
+    def _blocked(self, g: int) -> None:
+        """Say since when the scan stands at g: who waits looks there for whom to name."""
+        native = self._native
+        if native.load(CB.BLOCKED_LSN) != g:
+            native.store(CB.BLOCKED_LSN, NO_LSN)
+            native.store(CB.BLOCKED_NS, time.time_ns())
+            native.store(CB.BLOCKED_LSN, g)
+
     def repair(self, g: int) -> bool:
         """Fill the hole at g if there is one; whether the scan should go on at once."""
         found = find_hole(self._native, self._participants, g)
         if isinstance(found, Busy):
+            self._blocked(g)
             return False
         if isinstance(found, Hole):
             self._check()

@@ -21,6 +21,8 @@ Invariants
       words of the next flusher.  It waits on, rather than end the process: killed from
       outside it holds the lease just as long, for the kernel closes LOCK only after the
       last thread has left it.
+  F6  A thread that gets no memory while it starts never says that it has, and CPython 3.11
+      waits for it for ever.  The process ends instead: its lease has to be another's.
 
 This module knows the order of a flusher's life.  It may not know how the process was
 started or how its log was joined.
@@ -29,6 +31,7 @@ started or how its log was joined.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import logging
 import threading
 import time
@@ -39,6 +42,7 @@ from shmlog.errors import AttachError, LogFailedError
 from shmlog.flusher.committing import PACE_S, Committer
 from shmlog.flusher.open_segments import OpenSegments
 from shmlog.flusher.preparing import Preparer
+from shmlog.flusher.retention import Keeper
 from shmlog.flusher.syncing import Syncer
 from shmlog.format.layout import CB, SLEEP_AWAKE
 from shmlog.memory.control import ControlBlock
@@ -46,6 +50,8 @@ from shmlog.memory.participants import Participants
 
 LOOPS_END_S = 60.0
 """How often a flusher that ends says that a loop of it still has not ended."""
+STARTING_S = 10.0
+"""The loops' threads are given up for lost after so long."""
 BRIEF_S = 10.0
 """A flusher that breaks within so long counts as one that did not come to serve."""
 
@@ -72,8 +78,11 @@ class Flusher:
         self._native = control.native
         self._participants = participants
         self._linger = linger
-        self._segments = OpenSegments(directory, mode)
-        self._syncer = Syncer(control, self._segments, self._geometry, boot_id, sync_interval)
+        self._keeper = Keeper(control, directory)
+        self._segments = OpenSegments(directory, mode, self._keeper.room)
+        self._syncer = Syncer(
+            control, self._segments, self._geometry, boot_id, sync_interval, self._keeper.step
+        )
         self._preparer = Preparer(
             control,
             self._segments,
@@ -101,27 +110,37 @@ class Flusher:
         """Serve until stopped or no longer needed.  True: the last participant had gone;
         the caller may finish() under the set-up byte, having looked again."""
         self._ending.clear()
+        self._keeper.begin()
         self._take_over()
         starts, served_at = self._native.load(CB.STARTS), time.monotonic()
-        self._serves(0, 0)
         loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop)
         threads = [threading.Thread(target=self._guarded, args=(loop,), daemon=True) for loop in loops]
         try:
-            for thread in threads:
-                thread.start()
+            self._start(threads)
+            self._serves(0, 0)
             self._committer.loop(self._linger)
         finally:
             self._ending.set()
             self._preparer.wake()
+            self._keeper.end()
             self._control.sync_bell.ring()
             for thread in threads:
                 if thread.ident is not None:  # it was started
                     self._outlive(thread)
+            self._keeper.forget_end()
         if self._broken is not None:
             brief = time.monotonic() - served_at < BRIEF_S
             self._serves(time.monotonic_ns(), starts + 1 if brief else 1)
             raise self._broken
         return not self._participants.anybody()
+
+    def _start(self, threads: list[threading.Thread]) -> None:
+        faulthandler.dump_traceback_later(STARTING_S, exit=True, file=2)  # F6
+        try:
+            for thread in threads:
+                thread.start()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def _serves(self, starting_ns: int, starts: int) -> None:
         """Say to those who start flushers how long to wait with the next: not at all should this

@@ -77,7 +77,7 @@ def find_hole(control: _native.Control, participants: Participants, g: int) -> H
         if claim.begin == g and alive:
             return Busy(g, number)
     for _, _, claim in seen:
-        if claim.begin == g and claim.held:
+        if claim.begin == g and claim.held and g < claim.end <= tail:  # else overwritten
             return Hole(g, claim.end)
     ends = [claim.begin for _, alive, claim in seen if claim.begin > g and (alive or claim.held)]
     return Hole(g, min([next_set, tail, *ends]))

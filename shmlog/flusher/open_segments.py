@@ -17,6 +17,7 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shmlog import _native
@@ -71,11 +72,14 @@ class OpenSegment:
 class OpenSegments:
     """The open segments of one flusher, by LSN.  Its threads share it."""
 
-    def __init__(self, directory: Directory, mode: int) -> None:
+    def __init__(
+        self, directory: Directory, mode: int, room: Callable[[int], None] = lambda first: None
+    ) -> None:
         self._directory = directory
         self._identity = directory.identity
         self._geometry = directory.identity.geometry
         self._mode = mode
+        self._room = room
         self._open: dict[int, OpenSegment] = {}
         self._lock = threading.Lock()
         self._making = threading.Lock()
@@ -95,8 +99,11 @@ class OpenSegments:
 
     def get_or_create(self, lsn: int, mark: Mark) -> tuple[OpenSegment, bool]:
         """As get(), making the file if there is none; and whether it was made.  The
-        file and its name are durable then."""
+        file and its name are durable then.  Waits until there is room for one more, which
+        must not keep others from the files that are there."""
         first = self._geometry.segment_begin(lsn)
+        if not self.exists(first):
+            self._room(first)
         with self._making:
             if self.exists(first):
                 return self.get(first), False

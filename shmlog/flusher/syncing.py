@@ -15,6 +15,8 @@ Invariants
       will do).  What does not hold is a failure: it is gone from memory.
   S4  No mark is written from watermarks that are out of order: two such marks go over both
       copies, and the files alone are no log any more.
+  S5  Nothing is called durable in a file that has lost its name: whoever removed the log's
+      directory under its users has removed that record, too.
 
 This module knows durable_lsn and marks.  It may not know bits or claims.
 """
@@ -26,6 +28,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from shmlog.disk import segment
 from shmlog.disk.failure import Failure
@@ -50,7 +53,8 @@ log = logging.getLogger("shmlog.flusher")
 
 
 class Syncer:
-    """The sync half of one flusher."""
+    """The sync half of one flusher.  retain(trim): give up what should go, and say in how many
+    seconds there may be more to do."""
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Syncer:
         geometry: Geometry,
         boot_id: bytes,
         interval_s: float,
+        retain: Callable[[Callable[[int], None]], float] = lambda trim: NAP_S,
     ) -> None:
         self._control = control
         self._native = control.native
@@ -66,6 +71,7 @@ class Syncer:
         self._geometry = geometry
         self._log_id = control.identity.log_id
         self._interval_s = interval_s
+        self._retain = retain
         self._sleeps_long = False
         self._suspect_lsn = 0
         newest = segments.newest_mark()
@@ -101,6 +107,7 @@ class Syncer:
         while not stop.is_set() and not control.failed:
             if native.load(CB.WANTED_TRIMMED) > control.trimmed_lsn:
                 self.trim(native.load(CB.WANTED_TRIMMED))
+            retain_in = self._retain(self.trim)
             committed, durable = control.committed_lsn, control.durable_lsn
             wanted = native.load(CB.WANTED_DURABLE)
             if wanted > durable:
@@ -124,7 +131,7 @@ class Syncer:
                 if timeout_s <= 0:
                     self.sync_mark(clean=False)
                     continue
-            self._sleep(timeout_s, wanted, committed, durable)
+            self._sleep(min(timeout_s, retain_in), wanted, committed, durable)
         if control.failed and not control.lost:  # by whomever: the others cannot leave a note
             self._note(control.load(CB.FAILED_ERRNO), control.load(CB.FAILED_LSN))
 
@@ -168,6 +175,9 @@ class Syncer:
         else:
             ranges = geometry.segment_ranges(durable, target)
             fds = tuple(self._segments.get(first).sync_fd for first, _ in ranges)
+        if not os.fstat(fds[0]).st_nlink:  # S5
+            self.fail(errno.ENOENT)
+            return
         error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
         if error == errno.ECANCELED:  # the preparing side saw an error, perhaps of the same pages
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from shmlog._native import crc32c
 from shmlog.errors import FormatError
@@ -42,11 +43,8 @@ class Identity:
 
 def decode_identity(data: bytes, path: str) -> Identity:
     """The identity that a file holds; FormatError, naming the path, says what is wrong."""
-    try:
-        body = json.loads(data, object_pairs_hook=_object, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged: {error}") from error
-    if not isinstance(body, dict) or body.get("format") != "shmlog":
+    body = parse_object(data, path)
+    if body.get("format") != "shmlog":
         raise FormatError(f"{path} does not describe a shmlog log")
     version = body.get("version")
     if type(version) is not int or version != FORMAT_VERSION:  # True == 1 == 1.0
@@ -63,6 +61,17 @@ def decode_identity(data: bytes, path: str) -> Identity:
         return Identity(uuid.UUID(log_id).bytes, geometry, created_ns)
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is damaged: {error!r}") from error
+
+
+def parse_object(data: bytes, path: str) -> dict[str, Any]:
+    """The JSON object that a file holds; FormatError if it does not, or says a thing twice."""
+    try:
+        body = json.loads(data, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged: {error}") from error
+    if not isinstance(body, dict):
+        raise FormatError(f"{path} does not describe a shmlog log")
+    return body
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -10,18 +10,21 @@ This module knows why an append waits.  It may not know how a log is opened.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shmlog import _native
+from shmlog.disk import cursors
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import map_segment
-from shmlog.errors import LogFailedError, LogFullError, RecordTooLargeError, errno_text
+from shmlog.errors import FormatError, LogFailedError, LogFullError, RecordTooLargeError, errno_text
 from shmlog.format.layout import CB
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
+from shmlog.memory.statistics import blocked_by
 from shmlog.memory.waiting import DURABLE, ROOM, Waiting
 from shmlog.session.flushers import trouble
 from shmlog.system.deadlines import check_timeout, poll
@@ -110,7 +113,8 @@ class Appending(_native.Writer):
                 raise TimeoutError(f"the log went on past LSN {lsn} (trimmed {trimmed}): the append ran out")
         elif reason == _native.SLOW_DURABLE:
             if not self._waiting.until(DURABLE, lsn + 1, deadline):
-                why = trouble(self._directory, self._control)
+                who = blocked_by(self._control.load, self._participants)
+                why = (f"; {who}" if who else "") + trouble(self._directory, self._control)
                 raise TimeoutError(
                     f"appended at LSN {lsn}, but not known to be durable: the wait ran out{why}"
                 )
@@ -154,6 +158,22 @@ class Appending(_native.Writer):
         if not self._waiting.until(ROOM, end, deadline, disk_is_full):
             raise LogFullError(self._why_full(end))
 
+    def _why_over_budget(self) -> str:
+        """Name the cursor that keeps retention from making room."""
+        control = self._control
+        why = f"the budget of {control.load(CB.BUDGET_BYTES)} bytes is used up"
+        trimmed, behind = control.trimmed_lsn, []
+        for name, path in cursors.paths(self._directory):
+            with contextlib.suppress(FileNotFoundError, FormatError):
+                place = cursors.look(path, self._directory.identity.seed)
+                behind += [(place.lsn, name, path)] if place else []
+        if not behind:
+            return f"{why}, and only {control.durable_lsn} is durable"
+        lsn, name, path = min(behind)
+        holder = min(cursors.holders(path), default=None)
+        who = f", open in {describe(holder)}" if holder is not None else ""
+        return f"{why}: the cursor {name!r}{who} still needs LSN {lsn}, and the log begins at {trimmed}"
+
     def _why_full(self, end: int) -> str:
         """Name what holds the room back."""
         control = self._control
@@ -164,12 +184,12 @@ class Appending(_native.Writer):
         full = end > committed + self._directory.identity.geometry.window_bytes
         why = "the window is full" if full else "no more is prepared"
         text = f"no room up to LSN {end}: the limit is {limit}, committed {committed}, {why}"
+        if not full and control.load(CB.BUDGET_HELD):
+            return f"no room up to LSN {end}: {self._why_over_budget()}"
         flusher = describe(control.load(CB.FLUSHER_PID))
         if flusher.endswith("stopped"):
             return f"{text}; the flusher is {flusher}"
-        for number in range(self._participants.high):
-            if any(claim.begin == committed for claim in self._participants.claims(number)):
-                who = self._participants.describe(number)
-                name = f"participant {number} (pid {who.pid}, {who.name})"
-                return f"{text}; {name} has not finished LSN {committed}"
+        who = blocked_by(control.load, self._participants)
+        if who is not None:
+            return f"{text}; {who}"
         return f"{text}; is the flusher running?{trouble(self._directory, control)}"

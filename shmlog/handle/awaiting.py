@@ -100,7 +100,9 @@ class Awaiting(Reading):
             if committed <= begin:
                 left = None if seconds is None else quiet_since + seconds - time.monotonic()
                 if not await waits.until("committed", begin + 1, left) and seconds is not None:
-                    raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+                    raise TimeoutError(
+                        f"no record was committed at LSN {begin} for {seconds:g} s{self._held_back()}"
+                    )
                 if delay:
                     await asyncio.sleep(delay)
                 continue
@@ -137,7 +139,9 @@ class AwaitingWriter(Awaiting):
         target = self._target(lsn)
         if not await self._waits_here().until("durable", target, seconds):
             has = self._watermark("durable")
-            raise TimeoutError(f"LSN {target} is not durable after {seconds:g} s: durable up to {has}")
+            raise TimeoutError(
+                f"LSN {target} is not durable after {seconds:g} s: durable up to {has}{self._held_back()}"
+            )
 
     async def aappend(
         self, data: Any, tag: int = 0, *, durable: bool = False, timeout: float | None = None

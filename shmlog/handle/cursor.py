@@ -65,6 +65,7 @@ class _Source(Protocol):
     ) -> Iterator[RecordBatch]: ...
     def seek_time(self, time_ns: int) -> int: ...
     def _lag(self, lsn: int) -> Lag: ...
+    def _oldest(self) -> int: ...
 
 
 class Cursor:
@@ -78,7 +79,7 @@ class Cursor:
         self._source = source
         self._closed = False
         self._generation = _native.fork_generation()
-        self._file = CursorFile(directory, name, mode, lambda: source.trimmed_lsn)
+        self._file = CursorFile(directory, name, mode, source._oldest)
         self.lsn = self._next = self._file.lsn
         if self.lsn > source.committed_lsn:
             self._file.close()

@@ -16,12 +16,13 @@ from types import TracebackType
 from typing import Any, Literal
 
 from shmlog import _native
-from shmlog.disk import cursors, directory
+from shmlog.disk import cursors, directory, settings
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import Recovery
 from shmlog.errors import AttachError, ClosedError
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import ROLE_HANDLE
+from shmlog.format.retention import Retention
 from shmlog.handle.appending import Appending
 from shmlog.handle.cursor import Cursor
 from shmlog.handle.turns import Turns
@@ -223,7 +224,7 @@ class Log(Appending, Watermarks):
         last = max(0, joined.control.durable_lsn - 1)
         target = self._directory.identity.geometry.segment_begin(min(number, last))
         if not self._waiting.until(REMOVED, target, deadline):
-            raise TimeoutError(f"LSN {target} is not trimmed after {seconds:g} s")
+            raise TimeoutError(f"LSN {target} is not trimmed after {seconds:g} s{self._held_back()}")
         return joined.control.trimmed_lsn
 
     def cursor(self, name: str) -> Cursor:
@@ -258,9 +259,11 @@ class Log(Appending, Watermarks):
         return self._closed
 
     def statistics(self) -> Statistics:
-        """Watermarks, counters and participants now."""
+        """Watermarks, counters, participants, cursors, and who holds committed_lsn back, now."""
         joined = self._attached()
-        return gather(joined.control, joined.participants, joined.flusher_runs())
+        return gather(
+            joined.control.load, joined.participants, joined.flusher_runs(), self._retention(), self._places
+        )
 
 
 _logs: weakref.WeakSet[Log] = weakref.WeakSet()
@@ -284,6 +287,7 @@ def open(
     *,
     segment_bytes: int | None = None,
     window_bytes: int | None = None,
+    retention: Retention | None = None,
     flusher: FlusherMode = "auto",
     sync_interval: float = 0.01,
     mode: int = 0o600,
@@ -294,6 +298,7 @@ def open(
     path: the log's directory. create=False: it must exist (FileNotFoundError);
     create=True: make it if absent, with segment_bytes and window_bytes (powers of two,
     64 MiB each by default; ValueError if given and different from an existing log's).
+    retention: how much is kept from now on, as configure() says it; None: as it was.
     flusher: "auto" starts a flusher process when none runs; "external" never does.
     sync_interval: seconds between syncs while nobody waits. mode: the files' mode.
     timeout: seconds that anything of this handle may block unless told otherwise.
@@ -308,6 +313,8 @@ def open(
     seconds = check_timeout(timeout)
     interval = check_timeout(sync_interval, "sync_interval")
     where = os.fsdecode(path)
+    if retention is not None and not isinstance(retention, Retention):
+        raise TypeError(f"retention must be a shmlog.Retention, not {type(retention).__name__}")
     if create and not directory.exists(where):
         found = directory.create(where, Geometry.of(segment_bytes, window_bytes), mode)
     else:
@@ -319,4 +326,6 @@ def open(
     ):
         if given is not None and given != own:
             raise ValueError(f"{name}={given}, but the log {found.path} has {own}")
+    if retention is not None and retention != settings.load_retention(found):
+        settings.store_retention(found, retention, mode)
     return Log(found, flusher, interval, mode, seconds)

@@ -6,17 +6,20 @@ bounds come from.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, overload
 
-from shmlog.disk import cursors
+from shmlog.disk import cursors, settings
 from shmlog.disk.directory import Directory
-from shmlog.errors import TrimmedError
+from shmlog.errors import FormatError, TrimmedError
 from shmlog.format.geometry import LSN_MAX
 from shmlog.format.layout import GRANULE_BYTES
+from shmlog.format.retention import Retention
 from shmlog.handle.cursor import CursorInfo, Lag
+from shmlog.memory.statistics import CursorPlace
 from shmlog.records.batch import Record, RecordBatch
 from shmlog.records.reader import BATCH_RECORDS, Reader, Tags, core_tags
 from shmlog.records.scan import Scan
@@ -151,6 +154,10 @@ class Reading:
             return self._taker.batch(lsns, trimmed, committed)
         return self._taker.rows(lsns, dtype, out, trimmed, committed)
 
+    def _held_back(self) -> str:
+        """What to add to the error of a wait that ran out: who holds the watermarks back."""
+        raise NotImplementedError
+
     def _close_reading(self) -> None:
         self._taker = None
         self._reader.close()
@@ -224,11 +231,28 @@ class Reading:
         """
         found = []
         for name, path in cursors.paths(self._directory):
-            place = cursors.look(path, self._directory.identity.seed)
+            place = cursors.look(path, self._directory.identity.seed, self._directory.owner)
             if place is not None:
                 holder = min(cursors.holders(path), default=None)
                 found.append(CursorInfo(name, place.lsn, self._lag(place.lsn), holder))
         return found
+
+    def _places(self, committed: int) -> tuple[CursorPlace, ...]:
+        """The cursors' places, for statistics: no header is read.  One whose file is damaged, or
+        is just removed, is left out."""
+        found = []
+        for name, path in cursors.paths(self._directory):
+            with contextlib.suppress(FormatError, FileNotFoundError):
+                place = cursors.look(path, self._directory.identity.seed, self._directory.owner)
+                if place is not None:
+                    holder = min(cursors.holders(path), default=None)
+                    found.append(CursorPlace(name, place.lsn, max(0, committed - place.lsn), holder))
+        return tuple(found)
+
+    def _retention(self) -> Retention | None:
+        with contextlib.suppress(FormatError):
+            return settings.load_retention(self._directory)
+        return None
 
     def _lag(self, lsn: int) -> Lag:
         trimmed, committed = self._bounds()

@@ -5,6 +5,7 @@ This module puts a reader behind a look.  It may not know how to append.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -15,8 +16,11 @@ from shmlog.errors import ClosedError
 from shmlog.format.layout import CB
 from shmlog.handle.awaiting import Awaiting
 from shmlog.handle.watch import Source, Watch, Watched
+from shmlog.memory.participants import Table
+from shmlog.memory.statistics import Statistics, at_rest, blocked_by, gather
 from shmlog.records.reader import Reader
 from shmlog.session.look import Dead, Live, Look
+from shmlog.system.locks import LEASE_BYTE, LockView
 
 LOOK_S = 0.05
 """How often tail() looks for another control block while no record comes."""
@@ -87,6 +91,26 @@ class ReadonlyLog(Awaiting):
         now = self._now()
         return now.block.load(CB.DURABLE_LSN) if isinstance(now, Live) else now.recovery.vouched_lsn
 
+    def statistics(self) -> Statistics:
+        """As Log.statistics(); of a dead log what recovery would keep, and counters of zero."""
+        now = self._now()
+        if isinstance(now, Dead):
+            failure = now.recovery.failure
+            durable, failed = now.recovery.vouched_lsn, str(failure) if failure else None
+            return at_rest(self._bounds(), durable, self._retention(), self._places, failed)
+        with LockView(self._directory.lock_path, self._directory.owner) as lock:
+            table, runs = Table(now.block.load, lock.locked), lock.locked(LEASE_BYTE)
+            return gather(now.block.load, table, runs, self._retention(), self._places)
+
+    def _held_back(self) -> str:
+        now = self._seen
+        if not isinstance(now, Live):
+            return ""
+        with contextlib.suppress(OSError), LockView(self._directory.lock_path, self._directory.owner) as lock:
+            who = blocked_by(now.block.load, Table(now.block.load, lock.locked))
+            return f"; {who}" if who else ""
+        return ""
+
     def _wait_beyond(self, begin: int, seconds: float | None) -> int:
         now = self._now()
         quiet_since = looked_at = time.monotonic()
@@ -99,7 +123,9 @@ class ReadonlyLog(Awaiting):
                 now, looked_at = self._look(), at
                 continue
             if seconds is not None and at - quiet_since >= seconds:
-                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+                raise TimeoutError(
+                    f"no record was committed at LSN {begin} for {seconds:g} s{self._held_back()}"
+                )
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.01)
         return committed
@@ -140,10 +166,11 @@ class ReadonlyLog(Awaiting):
 
 
 def open_readonly(path: str | os.PathLike[str]) -> ReadonlyLog:
-    """Open a live or dead log for reading only; needs no right to write to it.
+    """Open a live or dead log for reading only; needs no right to write to it.  Another user's
+    log may be opened by root, and by a group that its mode lets read.
 
     Raises FileNotFoundError, FormatError, CorruptionError of a dead log that is damaged
     below what it vouches for, and AttachError of a log in use whose control block is not
-    here or not this user's.
+    here or not its owner's. PermissionError if this user may not look at the log.
     """
-    return ReadonlyLog(directory.load(os.fsdecode(path)))
+    return ReadonlyLog(directory.load(os.fsdecode(path), to_look=True))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import operator
 
+from shmlog.format.layout import CB
 from shmlog.handle.awaiting import AwaitingWriter
 from shmlog.handle.watch import Source, Watch, Watched
+from shmlog.memory.statistics import blocked_by
 from shmlog.memory.waiting import COMMITTED, DURABLE, Kind, Waiting
 from shmlog.session import flushers
 from shmlog.session.attachment import Attachment
@@ -50,6 +52,11 @@ class Watermarks(AwaitingWriter):
         """Records below it may be gone."""
         return self._attached().control.trimmed_lsn
 
+    def _oldest(self) -> int:
+        """What nobody is about to give up: at or above trimmed_lsn."""
+        control = self._attached().control
+        return max(control.trimmed_lsn, min(control.load(CB.TRIMMING_LSN), control.committed_lsn))
+
     def wait_durable(self, lsn: int | None = None, timeout: float | None = None) -> None:
         """Wait until the record at lsn would survive power loss.
 
@@ -71,8 +78,15 @@ class Watermarks(AwaitingWriter):
             has = joined.control.load(kind.watermark)
             raise TimeoutError(
                 f"LSN {target} is not {kind.name} after {seconds:g} s: {kind.name} up to {has}"
-                f"{flushers.trouble(self._directory, joined.control)}"
+                f"{self._held_back()}"
             )
+
+    def _held_back(self) -> str:
+        """What to add to the error of a wait that ran out: who holds the watermarks back, and why
+        no flusher serves."""
+        joined = self._attached()
+        who = blocked_by(joined.control.load, joined.participants)
+        return (f"; {who}" if who else "") + flushers.trouble(self._directory, joined.control)
 
     def _target(self, lsn: int | None) -> int:
         reserved = self._attached().control.reserved_lsn
@@ -91,7 +105,9 @@ class Watermarks(AwaitingWriter):
         while (committed := self._bounds()[1]) <= begin:
             reached = self._waiting.until(COMMITTED, begin + 1, deadline)
             if not reached and seconds is not None:
-                raise TimeoutError(f"no record was committed at LSN {begin} for {seconds:g} s")
+                raise TimeoutError(
+                    f"no record was committed at LSN {begin} for {seconds:g} s{self._held_back()}"
+                )
             deadline = deadline if reached else deadline_after(3600.0)
         return committed
 

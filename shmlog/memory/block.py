@@ -10,7 +10,10 @@ here, and nowhere else.
 Invariants
   M1  The block has real memory behind every page before anyone stores to it: a full
       /dev/shm is an OSError at open, never a SIGBUS later.
-  M2  Nobody trusts a block that another user made, or may write to.
+  M2  Nobody trusts a block that another user made, or may write to.  Who only looks trusts
+      the log's owner.
+  M3  A block that has lost its name when it has been opened counts as none: whoever took
+      the name knew that nobody used it (tools/leftovers).
 
 This module knows names, sizes and owners.  It may not know the words inside.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import _posixshmem
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -135,31 +139,38 @@ def attach(log_id: bytes, size: int, mode: int) -> Block:
         found = os.fstat(block._fd)
     finally:
         block.close_descriptor()
+    if not found.st_nlink:  # removed while it was being opened, by somebody who saw that nobody used it
+        raise FileNotFoundError(errno.ENOENT, "the control block has been removed", f"/dev/shm/{name}")
     _check_owner(name, found, mode)
     if found.st_size != size:
         raise StaleBlockError(f"/dev/shm/{name} has {found.st_size} bytes, not {size}")
     return block
 
 
-def map_readonly(log_id: bytes, size: int) -> _native.Mapping | None:
+def map_readonly(log_id: bytes, size: int, owner: int | None = None) -> _native.Mapping | None:
     """The log's block mapped for looking at, or None if there is none of this size.
-    AttachError if it is not ours (M2)."""
+    AttachError if it is not ours, or that user's (M2)."""
     name = block_name(log_id)
     try:
         fd = _posixshmem.shm_open("/" + name, os.O_RDONLY, mode=0o600)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise AttachError(
+            f"/dev/shm/{name} may not be read by user {os.geteuid()}: it is not of a group of theirs"
+        ) from None
     try:
         found = os.fstat(fd)
-        _check_owner(name, found, 0o775)
+        _check_owner(name, found, 0o775, owner)
         return _native.Mapping(fd, size, False) if found.st_size == size else None
     finally:
         os.close(fd)
 
 
-def _check_owner(name: str, found: os.stat_result, mode: int) -> None:
+def _check_owner(name: str, found: os.stat_result, mode: int, owner: int | None = None) -> None:
     """AttachError if somebody else may have written what the block says."""
-    if found.st_uid != os.geteuid():
-        raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    owner = os.geteuid() if owner is None else owner
+    if found.st_uid != owner:
+        raise AttachError(f"/dev/shm/{name} belongs to user {found.st_uid}, not to {owner}")
     if stat.S_IMODE(found.st_mode) & ~mode & 0o077:
         raise AttachError(f"/dev/shm/{name} has mode {stat.S_IMODE(found.st_mode):o}, wider than {mode:o}")

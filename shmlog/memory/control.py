@@ -26,6 +26,7 @@ This module knows the words.  It may not know what is in the files.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -40,6 +41,8 @@ from shmlog.memory.block import StaleBlockError
 from shmlog.memory.participants import Participants
 from shmlog.system.bells import Bell
 from shmlog.system.locks import LockFile
+
+BLOCK_LOST = "the control block was cut or overwritten"
 
 
 class ControlBlock:
@@ -80,6 +83,7 @@ class ControlBlock:
                 CB.EPOCH: epoch,
                 CB.CREATED_NS: time.time_ns(),
                 CB.INTENT_LSN: NO_LSN,
+                CB.BLOCKED_LSN: NO_LSN,
                 CB.TRIMMED_LSN: trimmed_lsn,
                 CB.REMOVED_LSN: trimmed_lsn,
                 CB.STATE: STATE_RUNNING,
@@ -180,8 +184,11 @@ class ControlBlock:
     def failure(self) -> LogFailedError:
         """What the users of a failed log are told."""
         if self.lost:
-            return LogFailedError(0, 0, "the control block was cut or overwritten")
-        return LogFailedError(self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN))
+            return LogFailedError(0, 0, BLOCK_LOST)
+        number, lsn = self.native.load(CB.FAILED_ERRNO), self.native.load(CB.FAILED_LSN)
+        if number == errno.EFAULT:  # of no sync
+            return LogFailedError(number, lsn, "a file of it was changed or lost under it, or its memory")
+        return LogFailedError(number, lsn)
 
 
 def _ordered(load: Callable[[int], int], window_bytes: int) -> tuple[int, int]:
@@ -238,14 +245,39 @@ class ControlView:
         return _ordered(self.load, self._window_bytes)
 
 
-def look(identity: Identity, boot_id: bytes, place: tuple[int, int] | None) -> ControlView | None:
+def look(
+    identity: Identity, boot_id: bytes, place: tuple[int, int] | None, owner: int | None = None
+) -> ControlView | None:
     """The log's control block for looking at, or None if there is none of this boot, build
-    and place (device and inode of LOCK; None: any).  AttachError if it is not ours."""
-    mapping = block.map_readonly(identity.log_id, identity.geometry.control_bytes)
+    and place (device and inode of LOCK; None: any).  AttachError if it is not ours, or that
+    user's."""
+    mapping = block.map_readonly(identity.log_id, identity.geometry.control_bytes, owner)
     if mapping is None:
         return None
     view = ControlView(mapping, identity.geometry.window_bytes)
+    return None if _strange_words(view, identity, boot_id, place) else view
+
+
+def why_not(
+    identity: Identity, boot_id: bytes, place: tuple[int, int] | None, owner: int | None = None
+) -> str:
+    """Why look() finds no block although one has the log's name; nothing if none has."""
+    if not block.exists(identity.log_id):
+        return ""
+    mapping = block.map_readonly(identity.log_id, identity.geometry.control_bytes, owner)
+    if mapping is None:
+        return f"it has not the {identity.geometry.control_bytes} bytes of this build and log"
+    strange = _strange_words(ControlView(mapping, identity.geometry.window_bytes), identity, boot_id, place)
+    if not strange.isdisjoint((CB.PLACE_DEVICE, CB.PLACE_INODE)):
+        return "it is of the same log in another place: one of them is a copy, or was restored from one"
+    return f"its {', '.join(sorted(map(_name, strange)))} is another" if strange else ""
+
+
+def _strange_words(
+    view: ControlView, identity: Identity, boot_id: bytes, place: tuple[int, int] | None
+) -> set[int]:
+    """The words by which a block is not this log's, of this boot, build and place."""
     expected = {CB.MAGIC: CONTROL_MAGIC, **_own_words(identity, boot_id, place or (0, 0))}
     if place is None:
         del expected[CB.PLACE_DEVICE], expected[CB.PLACE_INODE]
-    return view if all(view.load(word) == value for word, value in expected.items()) else None
+    return {word for word, value in expected.items() if view.load(word) != value}

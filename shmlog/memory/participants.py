@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmlog import _native
@@ -82,18 +83,75 @@ def _claim_offset(number: int, claim: int, word: int) -> int:
     return slot_offset(number, PT.CLAIMS + claim * CL.BYTES + word)
 
 
-class Participants:
-    """The table of one control block, seen through one LOCK file."""
+class Table:
+    """The table of one control block, looked at: load(word), and locked(byte) of its LOCK file."""
 
-    def __init__(self, control: _native.Control, lock: LockFile) -> None:
-        self._control = control
-        self._lock = lock
-        self._own: set[int] = set()
+    def __init__(self, load: Callable[[int], int], locked: Callable[[int], bool]) -> None:
+        self._load = load
+        self._locked = locked
 
     @property
     def high(self) -> int:
         """One more than the highest slot ever used."""
-        return min(self._control.load(CB.PARTICIPANT_HIGH), PARTICIPANT_COUNT)
+        return min(self._load(CB.PARTICIPANT_HIGH), PARTICIPANT_COUNT)
+
+    def used(self, number: int) -> bool:
+        return self._load(slot_offset(number, PT.STATE)) == SLOT_USED
+
+    def alive(self, number: int) -> bool:
+        return self._locked(FIRST_PARTICIPANT_BYTE + number)
+
+    def claims(self, number: int) -> list[Claim]:
+        """The claims in use.  Ask `alive` first (T3)."""
+        claims = []
+        for claim in range(CLAIM_COUNT):
+            begin = self._load(_claim_offset(number, claim, CL.BEGIN))
+            if begin != NO_LSN:
+                end = self._load(_claim_offset(number, claim, CL.END))
+                claims.append(Claim(begin & ~CLAIM_HELD, end, bool(begin & CLAIM_HELD)))
+        return claims
+
+    def describe(self, number: int) -> Participant:
+        raw = b"".join(
+            self._load(slot_offset(number, PT.NAME + at)).to_bytes(8, "little")
+            for at in range(0, PARTICIPANT_NAME_BYTES, 8)
+        )
+        records, payload_bytes, waits = self.counters(number)
+        return Participant(
+            number=number,
+            pid=self._load(slot_offset(number, PT.PID)),
+            role=self._load(slot_offset(number, PT.ROLE)),
+            name=ascii(raw.rstrip(b"\0").decode("utf-8", "replace"))[1:-1],
+            started_ns=self._load(slot_offset(number, PT.STARTED_NS)),
+            alive=self.alive(number),
+            records=records,
+            payload_bytes=payload_bytes,
+            waits=waits,
+        )
+
+    def counters(self, number: int) -> tuple[int, int, int]:
+        """(records, payload bytes, waits) of a slot's present owner."""
+        records = sum(self._load(_claim_offset(number, claim, CL.RECORDS)) for claim in range(CLAIM_COUNT))
+        payload = sum(self._load(_claim_offset(number, claim, CL.PAYLOAD)) for claim in range(CLAIM_COUNT))
+        return records, payload, self._load(slot_offset(number, PT.WAITS))
+
+    def totals(self) -> tuple[int, int, int]:
+        """(records, payload bytes, waits) of all participants, those that have gone included."""
+        total = [self._load(CB.RETIRED_RECORDS), self._load(CB.RETIRED_BYTES), self._load(CB.RETIRED_WAITS)]
+        for number in range(self.high):
+            if self.used(number):
+                total = [a + b for a, b in zip(total, self.counters(number), strict=True)]
+        return total[0], total[1], total[2]
+
+
+class Participants(Table):
+    """The table of one control block, seen through one LOCK file."""
+
+    def __init__(self, control: _native.Control, lock: LockFile) -> None:
+        super().__init__(control.load, lock.locked)
+        self._control = control
+        self._lock = lock
+        self._own: set[int] = set()
 
     def take(self, role: int) -> int:
         """Take a free slot; AttachError when all are used.  The last few are the flushers':
@@ -149,9 +207,6 @@ class Participants:
         self._own.discard(number)
         self._lock.unlock(FIRST_PARTICIPANT_BYTE + number)
 
-    def used(self, number: int) -> bool:
-        return self._control.load(slot_offset(number, PT.STATE)) == SLOT_USED
-
     def alive(self, number: int) -> bool:
         return number in self._own or self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
 
@@ -162,23 +217,15 @@ class Participants:
     def any_as(self, role: int) -> bool:
         """Whether any other participant of this role lives.  Who is just taking a slot does not
         count: its role is not there yet."""
-        load = self._control.load
+
+        def has(number: int) -> bool:
+            return self.used(number) and self._control.load(slot_offset(number, PT.ROLE)) == role
+
+        # looked at again after the lock: that may be another's, who has taken a dead one's slot
         return any(
-            self.used(number)
-            and load(slot_offset(number, PT.ROLE)) == role
-            and self._lock.locked(FIRST_PARTICIPANT_BYTE + number)
+            has(number) and self._lock.locked(FIRST_PARTICIPANT_BYTE + number) and has(number)
             for number in range(self.high)
         )
-
-    def claims(self, number: int) -> list[Claim]:
-        """The claims in use.  Ask `alive` first (T3)."""
-        claims = []
-        for claim in range(CLAIM_COUNT):
-            begin = self._control.load(_claim_offset(number, claim, CL.BEGIN))
-            if begin != NO_LSN:
-                end = self._control.load(_claim_offset(number, claim, CL.END))
-                claims.append(Claim(begin & ~CLAIM_HELD, end, bool(begin & CLAIM_HELD)))
-        return claims
 
     def hold(self, number: int, begin: int, end: int) -> None:
         """Claim [begin, end) at once as held: the flusher, before it fills a hole."""
@@ -220,41 +267,6 @@ class Participants:
         self._reset(number)
         self._control.store(slot_offset(number, PT.STATE), SLOT_FREE)
         return True
-
-    def describe(self, number: int) -> Participant:
-        control = self._control
-        raw = b"".join(
-            control.load(slot_offset(number, PT.NAME + at)).to_bytes(8, "little")
-            for at in range(0, PARTICIPANT_NAME_BYTES, 8)
-        )
-        records, payload_bytes, waits = self.counters(number)
-        return Participant(
-            number=number,
-            pid=control.load(slot_offset(number, PT.PID)),
-            role=control.load(slot_offset(number, PT.ROLE)),
-            name=ascii(raw.rstrip(b"\0").decode("utf-8", "replace"))[1:-1],
-            started_ns=control.load(slot_offset(number, PT.STARTED_NS)),
-            alive=self.alive(number),
-            records=records,
-            payload_bytes=payload_bytes,
-            waits=waits,
-        )
-
-    def counters(self, number: int) -> tuple[int, int, int]:
-        """(records, payload bytes, waits) of a slot's present owner."""
-        load = self._control.load
-        records = sum(load(_claim_offset(number, claim, CL.RECORDS)) for claim in range(CLAIM_COUNT))
-        payload = sum(load(_claim_offset(number, claim, CL.PAYLOAD)) for claim in range(CLAIM_COUNT))
-        return records, payload, load(slot_offset(number, PT.WAITS))
-
-    def totals(self) -> tuple[int, int, int]:
-        """(records, payload bytes, waits) of all participants, those that have gone included."""
-        load = self._control.load
-        total = [load(CB.RETIRED_RECORDS), load(CB.RETIRED_BYTES), load(CB.RETIRED_WAITS)]
-        for number in range(self.high):
-            if self.used(number):
-                total = [a + b for a, b in zip(total, self.counters(number), strict=True)]
-        return total[0], total[1], total[2]
 
     def _count_out(self, number: int) -> None:
         words = (CB.RETIRED_RECORDS, CB.RETIRED_BYTES, CB.RETIRED_WAITS)

@@ -36,18 +36,24 @@ def core_tags(tags: Tags) -> CoreTags:
     """ValueError for what is no tag, TypeError for what is no number."""
     if tags is None:
         return None
-    if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
-        numbers = [operator.index(tags)]  # type: ignore[arg-type]
-    elif isinstance(tags, range):
-        numbers = sorted({tags[0], tags[-1]}) if tags else []
-    else:
-        numbers = sorted(map(operator.index, tags))
+    try:
+        numbers = _tag_numbers(tags)
+    except TypeError:
+        raise TypeError(f"tags must be an int, or a range, set or list of ints, not {tags!r}") from None
     for tag in (*numbers[:1], *numbers[-1:]):
         if not 0 <= tag < 2**32:
             raise ValueError(f"tag must be in [0, 2**32), not {tag}")
     if numbers and (isinstance(tags, range) or len(numbers) == 1):
         return numbers[0], numbers[-1], abs(tags.step) if isinstance(tags, range) and len(tags) > 1 else 1
     return np.unique(np.array(numbers, np.uint32)).tobytes()
+
+
+def _tag_numbers(tags: int | Iterable[int]) -> list[int]:
+    if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
+        return [operator.index(tags)]  # type: ignore[arg-type]
+    if isinstance(tags, range):
+        return sorted({tags[0], tags[-1]}) if tags else []
+    return sorted(map(operator.index, tags))
 
 
 def missing(directory: Directory, lsn: int, error: FileNotFoundError) -> Exception:

@@ -171,7 +171,7 @@ def _arrive(
     holes: tuple[tuple[int, int], ...],
 ) -> Scan:
     """A scan that was pickled; FormatError if another log is there now."""
-    where = directory.load(path)
+    where = directory.load(path, to_look=True)
     if where.identity.log_id != log_id:
         raise FormatError(f"{path} has been replaced by another log")
     return Scan(where, bounds, tags, verify, holes)

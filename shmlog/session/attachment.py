@@ -127,10 +127,10 @@ def attach(
             except BlockMissingError:
                 if time.monotonic() >= patience:
                     raise
-            except TableFullError:
+            except TableFullError as error:
                 ask_at = ask_at or time.monotonic()
                 if when_full is None or time.monotonic() >= deadline:
-                    raise
+                    raise AttachError(f"{directory.path}: {error}") from None
             finally:
                 lock.unlock(SETUP_BYTE)
             if when_full and ask_at and time.monotonic() >= ask_at:

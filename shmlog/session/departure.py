@@ -90,13 +90,15 @@ def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], Non
     be the last.  Nothing is raised of a failed log: who appended has been told, or asks next
     time.  TimeoutError if the deadline comes while something is not known to be durable."""
     log_id, lock, control = joined.directory.identity.log_id, joined.lock, joined.control
-    reserved = control.reserved_lsn
+    reserved, another_is_last = control.reserved_lsn, False
 
     def served() -> bool:  # a flusher runs, or is coming or going
         return lock.locked(LEASE_BYTE) or lock.locked(SETUP_BYTE)
 
     def over() -> bool:
-        if not block.exists(log_id) or joined.participants.any_as(ROLE_HANDLE):
+        nonlocal another_is_last
+        another_is_last = joined.participants.any_as(ROLE_HANDLE)
+        if another_is_last or not block.exists(log_id):
             return True
         stays = start_flusher is None or joined.participants.any_as(ROLE_SIDECAR)
         if stays and (control.failed or control.durable_lsn >= reserved):
@@ -113,7 +115,7 @@ def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], Non
 
     in_time = poll(over, deadline, pause_max_s=0.01)
     durable = control.durable_lsn
-    if durable >= reserved or control.failed or joined.participants.any_as(ROLE_HANDLE):
+    if durable >= reserved or control.failed or another_is_last:
         return
     remains = f"{joined.directory.path}: what was appended from LSN {durable} on is not known to be durable"
     if not in_time:

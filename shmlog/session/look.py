@@ -63,11 +63,7 @@ class Dead(NamedTuple):
 
 def view_of(where: Directory, boot_id: bytes) -> ControlView | None:
     """The log's control block, if it has one of this boot, build and place."""
-    try:
-        found = os.stat(where.lock_path)
-    except FileNotFoundError:
-        return control.look(where.identity, boot_id, None)
-    return control.look(where.identity, boot_id, (found.st_dev, found.st_ino))
+    return control.look(where.identity, boot_id, where.place(), where.owner)
 
 
 class Look:
@@ -139,7 +135,7 @@ class Look:
 
     def _check_place(self) -> None:
         try:
-            found = directory.load(self._directory.path)
+            found = directory.load(self._directory.path, to_look=True)
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, "the log has been removed", self._directory.path) from None
         if found.identity != self._directory.identity:
@@ -148,7 +144,7 @@ class Look:
     def in_use(self) -> bool:
         """Whether a lock of LOCK is held."""
         try:
-            with LockView(self._directory.lock_path) as lock:
+            with LockView(self._directory.lock_path, self._directory.owner) as lock:
                 return lock.locked(LEASE_BYTE, FIRST_PARTICIPANT_BYTE + PARTICIPANT_COUNT)
         except FileNotFoundError:
             return False
@@ -159,7 +155,8 @@ class Look:
         if not segments:
             return segments, b""
         try:
-            fd = files.open_file(segment_path(self._directory, segments[-1]), writable=False)
+            path = segment_path(self._directory, segments[-1])
+            fd = files.open_file(path, writable=False, owner=self._directory.owner)
         except FileNotFoundError:  # a session has begun and removed it
             return segments, b""
         with files.descriptor(fd):

@@ -65,25 +65,51 @@ def directory_mode(mode: int) -> int:
 
 def make_directory(path: str, mode: int) -> None:
     """Create one directory, whatever the umask, and make its name durable."""
-    os.mkdir(path, 0o700)
+    try:
+        os.mkdir(path, 0o700)
+    except FileNotFoundError:
+        parent = os.path.dirname(path) or "."
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory to make it in", parent) from None
     os.chmod(path, mode)
     sync_directory(os.path.dirname(path) or ".")
 
 
-def check_directory(path: str) -> None:
-    """A directory of ours that nobody else may write to; otherwise FormatError or OSError."""
+def check_directory(path: str, owner: int | None = None) -> None:
+    """A directory of ours, or of that user, that nobody else may write to; otherwise FormatError
+    or OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
     finally:
         os.close(fd)
-    if found.st_uid != os.geteuid():
-        raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    _check_owner(path, found, owner)
     if found.st_mode & stat.S_IWOTH:
         raise PermissionError(f"{path} may be written by anybody (mode {stat.S_IMODE(found.st_mode):o})")
 
 
-def check_part(path: str) -> None:
+def owner_to_read(path: str) -> int:
+    """The user whose directory we may look into: ourselves, whoever it is if we are root, or who
+    has let a group of ours look.  PermissionError if we are none of these."""
+    found, own = os.stat(path), os.geteuid()
+    if own in (found.st_uid, 0):
+        return found.st_uid
+    if found.st_gid not in {os.getegid(), *os.getgroups()}:
+        raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {own} or a group of theirs")
+    if found.st_mode & 0o050 != 0o050:
+        raise PermissionError(
+            f"{path} belongs to user {found.st_uid}, and its group may not look into it"
+            f" (mode {stat.S_IMODE(found.st_mode):o})"
+        )
+    return found.st_uid
+
+
+def _check_owner(path: str, found: os.stat_result, owner: int | None) -> None:
+    owner = os.geteuid() if owner is None else owner
+    if found.st_uid != owner:
+        raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {owner}")
+
+
+def check_part(path: str, owner: int | None = None) -> None:
     """As check_directory, of a directory within a log's: it may be missing, and no link leads to it."""
     try:
         found = os.lstat(path)
@@ -92,7 +118,7 @@ def check_part(path: str) -> None:
     if not stat.S_ISDIR(found.st_mode):
         what = "is a symbolic link" if stat.S_ISLNK(found.st_mode) else "is not a directory"
         raise FormatError(f"{path} {what}")
-    check_directory(path)
+    check_directory(path, owner)
 
 
 def sync_directory(path: str) -> None:
@@ -103,9 +129,9 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def open_file(path: str, writable: bool) -> int:
-    """Open an existing regular file; the caller owns the descriptor."""
-    return _open_checked(path, os.O_RDWR if writable else os.O_RDONLY)
+def open_file(path: str, writable: bool, owner: int | None = None) -> int:
+    """Open an existing regular file, of ours or of that user; the caller owns the descriptor."""
+    return _open_checked(path, os.O_RDWR if writable else os.O_RDONLY, owner)
 
 
 def open_to_append(path: str, mode: int) -> int:
@@ -115,14 +141,14 @@ def open_to_append(path: str, mode: int) -> int:
     return _open_checked(path, os.O_WRONLY | os.O_APPEND)
 
 
-def _open_checked(path: str, flags: int) -> int:
+def _open_checked(path: str, flags: int, owner: int | None = None) -> int:
     try:
         fd = os.open(path, flags | OPEN_FLAGS)
     except OSError as error:
         refuse_link(path, error)
         raise
     try:
-        check_regular(fd, path)
+        check_regular(fd, path, owner)
     except BaseException:
         os.close(fd)
         raise
@@ -135,15 +161,14 @@ def refuse_link(path: str, error: OSError) -> None:
         raise FormatError(f"{path} is a symbolic link") from error
 
 
-def check_regular(fd: int, path: str) -> None:
+def check_regular(fd: int, path: str, owner: int | None = None) -> None:
     """FormatError unless an open file is a regular one, with one name; PermissionError unless
-    it is ours."""
+    it is ours, or that user's."""
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         what = "has other names" if stat.S_ISREG(found.st_mode) else "is not a regular file"
         raise FormatError(f"{path} {what}")
-    if found.st_uid != os.geteuid():
-        raise PermissionError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    _check_owner(path, found, owner)
 
 
 def create_file(path: str, mode: int) -> int:
@@ -153,8 +178,8 @@ def create_file(path: str, mode: int) -> int:
     return fd
 
 
-def read_small(path: str, limit: int = 1 << 16) -> bytes:
-    fd = open_file(path, writable=False)
+def read_small(path: str, limit: int = 1 << 16, owner: int | None = None) -> bytes:
+    fd = open_file(path, writable=False, owner=owner)
     try:
         data = os.pread(fd, limit + 1, 0)
     finally:

@@ -79,21 +79,28 @@ class LockFile:
 
 
 class LockView:
-    """Looks at the locks of a LOCK file that it may not be allowed to write; a context
-    manager."""
+    """Looks at the locks of a LOCK file that it may not be allowed to write, or even to read; a
+    context manager."""
 
-    def __init__(self, path: str) -> None:
-        self._fd = files.open_file(path, writable=False)
+    def __init__(self, path: str, owner: int | None = None) -> None:
+        self._path = path
+        try:
+            self._fd = files.open_file(path, writable=False, owner=owner)
+        except PermissionError:
+            self._fd = -1  # a group that may look: who can read LOCK could lock it
 
     def locked(self, byte: int, count: int = 1) -> bool:
         """Whether any of the bytes is locked by anybody."""
-        return _native.byte_locked(self._fd, byte, count)
+        if self._fd >= 0:
+            return _native.byte_locked(self._fd, byte, count)
+        return any(low < byte + count and byte <= high for low, high in processes.locked_ranges(self._path))
 
     def __enter__(self) -> LockView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def take_setup(lock: LockFile, deadline: float) -> None:

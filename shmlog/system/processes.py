@@ -36,6 +36,20 @@ def lock_holders(path: str, byte: int) -> list[int]:
     return []
 
 
+def locked_ranges(path: str) -> list[tuple[int, int]]:
+    """(first, last) byte of each lock on a file that this user need not be able to open, from
+    /proc/locks, see proc(5)."""
+    found = os.stat(path)
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    ranges = []
+    with open("/proc/locks", encoding="ascii") as file:
+        for line in file:
+            words = line.split()
+            if len(words) == 8 and words[5] == device:
+                ranges.append((int(words[6]), 1 << 63 if words[7] == "EOF" else int(words[7])))
+    return ranges
+
+
 def _covers(span: list[str], byte: int) -> bool:
     return int(span[0]) <= byte and (span[1] == "EOF" or byte <= int(span[1]))
 

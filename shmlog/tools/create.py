@@ -25,15 +25,29 @@ def parse_mode(text: str) -> int:
 
 
 def create(
-    path: str | os.PathLike[str], segment_bytes: int | None, window_bytes: int | None, mode: int
+    path: str | os.PathLike[str],
+    segment_bytes: int | None,
+    window_bytes: int | None,
+    mode: int,
+    exist_ok: bool = False,
 ) -> dict[str, Any]:
-    """Make the log; what it is, as plain values.  FileExistsError if there is one."""
+    """Make the log; what it is, as plain values.  If there is one: FileExistsError, or with
+    exist_ok ValueError unless it has the sizes that are given."""
     where = os.fsdecode(path)
-    if directory.exists(where):
+    there = directory.exists(where)
+    if there and not exist_ok:
         raise FileExistsError(errno.EEXIST, "there is a log already", where)
     geometry = Geometry.of(segment_bytes, window_bytes)
-    made = directory.create(where, geometry, files.check_mode(mode))
+    files.check_mode(mode)
+    made = directory.load(where) if there else directory.create(where, geometry, mode)
+    if there:
+        geometry = made.identity.geometry
+        given = {"segment_bytes": segment_bytes, "window_bytes": window_bytes}
+        for name, value in given.items():
+            if value not in (None, getattr(geometry, name)):
+                raise ValueError(f"{name}={value}, but the log {made.path} has {getattr(geometry, name)}")
     return {
+        "created": not there,
         "path": made.path,
         "log_id": made.identity.log_id.hex(),
         "segment_bytes": geometry.segment_bytes,

@@ -18,7 +18,8 @@ from shmlog.disk.segments import list_segments, segment_path
 from shmlog.errors import CorruptionError, RestartUnclearError
 from shmlog.format.geometry import PARTICIPANT_COUNT
 from shmlog.format.layout import CB, PT, STATE_FAILED
-from shmlog.memory.participants import slot_offset
+from shmlog.memory.participants import Table, slot_offset
+from shmlog.memory.statistics import blocked_by
 from shmlog.session.look import view_of
 from shmlog.system import files
 from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
@@ -26,7 +27,7 @@ from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, LockView
 
 def describe(path: str) -> dict[str, Any]:
     """A plain dictionary; FileNotFoundError or FormatError when there is no log."""
-    where = directory.load(path)
+    where = directory.load(path, to_look=True)
     identity = where.identity
     segments = list_segments(where)
     blocks = 0
@@ -45,13 +46,14 @@ def describe(path: str) -> dict[str, Any]:
     view = view_of(where, files.boot_id())
     if view is None:
         return facts | _dead(where)
-    with LockView(where.lock_path) as lock:
+    with LockView(where.lock_path, where.owner) as lock:
         pids = [
             view.load(slot_offset(number, PT.PID))
             for number in range(PARTICIPANT_COUNT)
             if lock.locked(FIRST_PARTICIPANT_BYTE + number)
         ]
         flusher = view.load(CB.FLUSHER_PID) if lock.locked(LEASE_BYTE) else None
+        blocker = blocked_by(view.load, Table(view.load, lock.locked))
     failed = view.load(CB.STATE) == STATE_FAILED
     latched = Failure(view.load(CB.FAILED_ERRNO), view.load(CB.FAILED_LSN))
     return facts | {
@@ -65,6 +67,7 @@ def describe(path: str) -> dict[str, Any]:
         "syncs": view.load(CB.SYNCS),
         "holes_filled": view.load(CB.FILL_COUNT),
         "flusher_pid": flusher,
+        "blocked_by": blocker and blocker._asdict(),
         "participant_pids": [pid for pid in pids if pid != flusher],
     }
 

@@ -35,7 +35,7 @@ def recover(
     CorruptionError, RestartUnclearError, FormatError.
     """
     deadline = deadline_after(check_timeout(timeout))
-    where, boot_id = directory.load(os.fsdecode(path)), files.boot_id()
+    where, boot_id = directory.load(os.fsdecode(path), to_look=dry_run), files.boot_id()
     if dry_run:
         return recovery.inspect(where, boot_id, restarted=restarted, whole=True)
     found = None

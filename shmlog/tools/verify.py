@@ -60,7 +60,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     with (bytes done, bytes in all). Raises FileNotFoundError and FormatError when the
     directory is no log, RestartUnclearError as open() does.
     """
-    where = directory.load(os.fsdecode(path))
+    where = directory.load(os.fsdecode(path), to_look=True)
 
     def corrupt(lsn: int | None, problem: str) -> VerifyReport:
         return VerifyReport(where.path, False, 0, 0, 0, 0, lsn, problem, "corrupt")
@@ -126,7 +126,7 @@ def _first_bad_segment(where: Directory) -> int | None:
     for first in segments:
         path = segment_path(where, first)
         try:
-            with files.descriptor(files.open_file(path, writable=False)) as fd:
+            with files.descriptor(files.open_file(path, writable=False, owner=where.owner)) as fd:
                 segment.check(fd, path, identity.log_id, first, identity.geometry)
         except FormatError:
             return first

@@ -502,3 +502,45 @@ def test_info_and_cat_of_a_log_whose_users_were_killed(log_path: Path) -> None:
     assert _run("cat", log_path).stdout == b"0\n1\n2\n"
     assert _json("append", log_path, stdin=b"3\n")["records"] == 1
     assert _run("cat", log_path).stdout == b"0\n1\n2\n3\n"
+
+
+def test_cat_from_beyond_the_end_is_an_error_and_from_the_end_prints_nothing(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"one\n")
+    assert _run("cat", log_path, "--start", "64").stdout == b""
+    for verb in ("cat", "tail"):
+        done = _run(verb, log_path, "--start", "96", status=1)
+        assert b"--start 96 is beyond the end of the log: it ends at LSN 64" in done.stderr
+
+
+def test_tail_is_cat_that_goes_on(log_path: Path) -> None:
+    _run("append", log_path, "--create", stdin=b"one\n")
+    with shmlog.open(log_path) as log:
+        command = [*COMMAND, "tail", str(log_path), "--count", "2"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert _line(process) == b"one\n"
+            log.append(b"two")
+            assert _line(process) == b"two\n"
+            assert process.wait(30) == 0
+
+
+def test_trim_gives_up_whole_segments_by_lsn_or_age(log_path: Path) -> None:
+    _run("create", log_path, "--segment-bytes", "64k")
+    with shmlog.open(log_path) as log:
+        log.append_many([bytes(30_000)] * 10, durable=True)
+    assert _json("trim", log_path, "--before", "65536")["trimmed_lsn"] == 65536
+    facts = _json("trim", log_path, "--older-than", "0s")
+    assert (facts["trimmed_lsn"], facts["trimmed_bytes"]) == (262144, 262144 - 65536)
+    assert b"begins at LSN 262144, 0 bytes given up" in _run("trim", log_path, "--before", "0").stdout
+    _run("trim", log_path, status=2)
+    assert b"not committed" in _run("trim", log_path, "--before", "9999999999", status=1).stderr
+
+
+def test_create_with_exist_ok_takes_a_log_of_the_same_sizes_only(log_path: Path) -> None:
+    assert _json("create", log_path, "--exist-ok", "--segment-bytes", "1M")["created"] is True
+    facts = _json("create", log_path, "--exist-ok")
+    assert (facts["created"], facts["segment_bytes"]) == (False, 1 << 20)
+    assert _json("create", log_path, "--exist-ok", "--segment-bytes", "1M")["created"] is False
+    assert (
+        b"segment_bytes=2097152"
+        in _run("create", log_path, "--exist-ok", "--segment-bytes", "2M", status=1).stderr
+    )

@@ -170,8 +170,10 @@ UNTRACED static void judge(const input_t *in) {
     uint64_t allocations_before = allocations;
     edge_before = 0;
     tracing = 1;
-    walk_t w = frame_walk(base, p.base_lsn, p.begin_lsn, p.end_lsn, p.seed, p.verify, p.tag, p.stop_at_gap,
-                          &core_columns);
+    tags_t tags = {.kind = p.tag == -1 ? TAGS_ALL : TAGS_RANGE, .step = 1};
+    tags.low = tags.high = (uint32_t)p.tag;
+    walk_t w = frame_walk(base, p.base_lsn, p.begin_lsn, place_stop_lsn(&p), p.end_lsn, p.seed, p.verify, &tags,
+                          p.stop_at_gap, &core_columns);
     uint64_t found = frame_find(base, p.base_lsn, p.begin_lsn, p.end_lsn, p.seed);
     tracing = 0;
     same("allocations", allocations, allocations_before);
@@ -250,7 +252,7 @@ UNTRACED static void lay_out(input_t *in) {
 UNTRACED static void change_place(input_t *in) {
     place_t *p = &in->place;
     uint64_t used = p->end_lsn - p->base_lsn, begin = p->begin_lsn - p->base_lsn;
-    switch (roll(8)) {
+    switch (roll(9)) {
     case 0: p->base_lsn = BASES[roll(5)]; break;
     case 1: used = roll(BYTES_MAX + 1); break;
     case 2: begin = 32 * roll(used / 32 + 1); break;
@@ -258,6 +260,7 @@ UNTRACED static void change_place(input_t *in) {
     case 4: p->stop_at_gap ^= 1; break;
     case 5: p->capacity = (uint32_t)roll(CAPACITY_MAX + 1); break;
     case 6: p->tag = (int64_t)roll(4) - 1; break;
+    case 7: p->stop_before = (uint16_t)roll(used + 1); break;
     default: p->seed = (uint32_t)roll(UINT64_C(1) << 32); break;
     }
     p->begin_lsn = p->base_lsn + begin;
@@ -410,8 +413,9 @@ UNTRACED static int race(uint64_t rounds) {
     if (pthread_create(&thread, NULL, change_length, NULL) != 0)
         return 2;
     columns_t none = {.capacity = UINT64_MAX};
+    tags_t all = {.kind = TAGS_ALL};
     for (enum frame_problem before = FRAME_VALID; executions < rounds || changes < CHANGES_MIN;) {
-        walk_t w = frame_walk(base, 0, 0, 64, 0, 0, -1, 0, &none);
+        walk_t w = frame_walk(base, 0, 0, 64, 64, 0, 0, &all, 0, &none);
         if (w.next_lsn > 64)
             violation("a walk leaves its bounds", w.next_lsn, 64);
         changes += w.problem != before;

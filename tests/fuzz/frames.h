@@ -13,7 +13,8 @@ typedef struct {
     int64_t tag;
     uint32_t seed, capacity;
     uint8_t verify, stop_at_gap;
-    uint8_t unused[14];
+    uint16_t stop_before; /* a frame that begins in the last so many bytes is not wanted */
+    uint8_t unused[12];
 } place_t;
 
 typedef struct {
@@ -30,6 +31,8 @@ static inline void place_bound(place_t *p) {
     if (p->begin_lsn < p->base_lsn || p->begin_lsn > p->end_lsn)
         p->begin_lsn = p->base_lsn;
     p->begin_lsn &= ~UINT64_C(31);
+    if (p->stop_before > p->end_lsn - p->base_lsn)
+        p->stop_before = 0;
     p->verify = p->verify != 0;
     p->stop_at_gap = p->stop_at_gap != 0;
     if (p->tag < -1 || p->tag > UINT32_MAX)
@@ -37,6 +40,8 @@ static inline void place_bound(place_t *p) {
     if (p->capacity > CAPACITY_MAX)
         p->capacity = CAPACITY_MAX;
 }
+
+static inline uint64_t place_stop_lsn(const place_t *p) { return p->end_lsn - p->stop_before; }
 
 uint32_t oracle_crc(uint32_t crc, const uint8_t *data, uint64_t count);
 walk_t oracle_walk(const uint8_t *base, const place_t *p, columns_t *to);

@@ -54,7 +54,7 @@ static enum frame_problem problem_at(const uint8_t *at, uint64_t lsn, uint64_t r
 
 walk_t oracle_walk(const uint8_t *base, const place_t *p, columns_t *to) {
     walk_t w = {.next_lsn = p->begin_lsn, .whole_lsn = p->begin_lsn, .problem = FRAME_VALID};
-    while (w.next_lsn < p->end_lsn) {
+    while (w.next_lsn < place_stop_lsn(p)) {
         const uint8_t *at = base + (w.next_lsn - p->base_lsn);
         uint64_t stored = 0;
         w.problem = problem_at(at, w.next_lsn, p->end_lsn - w.next_lsn, p->seed, p->verify, &stored);

@@ -22,10 +22,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crc32c import crc32c
-from support.pyreader import CURSOR, DATA, FRAME, HEADER_AREA, MARK, SEGMENT, PyLog
+from support.pyreader import (
+    CURSOR,
+    DATA,
+    FRAME,
+    HEADER_AREA,
+    HEADERS,
+    MARK,
+    MARKS,
+    SECTOR,
+    SEGMENT,
+    VERSION,
+    Origin,
+    PyLog,
+)
 
 SEGMENT_BYTES = 64 << 10
-MARK_AT = (512, 1024)
 CURSOR_AT = (0, 512)
 NUMBERS = (
     0,
@@ -108,7 +120,7 @@ class Model:
     name: str
     log_id: bytes
     files: dict[str, bytes]
-    boot_id: bytes
+    origin: Origin
     """of the newest mark"""
     frames: tuple[tuple[str, int, int], ...]
     """(segment file, offset, LSN) of each frame"""
@@ -139,7 +151,7 @@ class Model:
                     frames.append((name, at, lsn))
                     if frame.kind == DATA:
                         records[lsn] = (frame.tag, frame.payload)
-        return cls(path.parent.name, log.log_id, files, log.newest_mark().boot_id, tuple(frames), records)
+        return cls(path.parent.name, log.log_id, files, log.newest_mark().origin, tuple(frames), records)
 
     def renamed(self, log_id: bytes) -> Model:
         """The same log under another id: its control block has another name."""
@@ -148,9 +160,10 @@ class Model:
         files["shmlog.json"] = json.dumps(identity).encode()
         for name in [name for name in files if name.startswith("segments/")]:
             data = bytearray(files[name])
-            data[16:32] = log_id
-            _seal(data, 0, SEGMENT.size, 0)
-            for at in MARK_AT:
+            for at in HEADERS:
+                data[at + 16 : at + 32] = log_id
+                _seal(data, at, SEGMENT.size, 0)
+            for at in MARKS:
                 if any(data[at : at + MARK.size]):
                     _seal(data, at, MARK.size, seed)
             files[name] = bytes(data)
@@ -301,23 +314,24 @@ def forge_mark(c: Change) -> None:
     c.elsewhere = True
     if (name := c.some_segment()) is None:
         return
-    at = c.rng.choice(MARK_AT)
+    at = c.rng.choice(MARKS)
     data = bytearray(c.tree.nodes[name].data.ljust(HEADER_AREA, b"\0"))
     what = c.rng.randrange(4)
     if what == 0:
         data[at + c.rng.randrange(MARK.size)] ^= 1 << c.rng.randrange(8)
     elif what == 1:
-        data[512:1024], data[1024:1536] = data[1024:1536], data[512:1024]
+        one, other = (slice(mark, mark + MARK.size) for mark in MARKS)
+        data[one], data[other] = data[other], data[one]
     elif what == 2:
         data[at : at + 512] = bytes(512)
     else:
         fields = list(MARK.unpack_from(data, at))
         for _ in range(c.rng.choice((1, 1, 2, 5))):
-            which = c.rng.randrange(7)
+            which = c.rng.randrange(12)
             if which == 0:
                 fields[0] = c.rng.choice((b"MARK", b"mark", bytes(4)))
             elif which == 6:
-                fields[6] = c.rng.choice((c.model.boot_id, bytes(16), c.rng.randbytes(16)))
+                fields[6] = c.rng.choice((c.model.origin.boot_id, bytes(16), c.rng.randbytes(16)))
             else:
                 fields[which] = c.number() % 2 ** (32 if which == 1 else 64)
         MARK.pack_into(data, at, *fields)
@@ -331,10 +345,15 @@ def forge_header(c: Change) -> None:
     if (name := c.some_segment()) is None:
         return
     data = bytearray(c.tree.nodes[name].data.ljust(HEADER_AREA, b"\0"))
-    if c.rng.random() < 0.3:
-        data[c.rng.randrange(SEGMENT.size)] ^= 1 << c.rng.randrange(8)
+    what = c.rng.randrange(4)
+    if what == 0:
+        data[c.rng.choice(HEADERS) + c.rng.randrange(SEGMENT.size)] ^= 1 << c.rng.randrange(8)
+    elif what == 1:  # one sector lost: its half of the header area says it all
+        at = c.rng.choice(HEADERS)
+        data[at : at + SECTOR] = c.rng.choice((bytes(SECTOR), c.rng.randbytes(SECTOR)))
     else:
-        fields = list(SEGMENT.unpack_from(data))
+        at = c.rng.choice(HEADERS)
+        fields = list(SEGMENT.unpack_from(data, at))
         which = c.rng.randrange(8)
         if which in (0, 3):
             fields[which] = c.rng.randbytes(8 if which == 0 else 16)
@@ -342,8 +361,11 @@ def forge_header(c: Change) -> None:
             fields[7] = c.number() % 2**63
         else:
             fields[which] = c.number() % 2 ** (32 if which < 3 else 64)
-        SEGMENT.pack_into(data, 0, *fields)
-        _seal(data, 0, SEGMENT.size, 0)
+        SEGMENT.pack_into(data, at, *fields)
+        _seal(data, at, SEGMENT.size, 0)
+        if what == 2:  # both copies agree
+            for other in HEADERS:
+                data[other : other + SEGMENT.size] = data[at : at + SEGMENT.size]
         c.forged = True
     c.tree.patch(name, 0, bytes(data))
 
@@ -412,8 +434,9 @@ def change_names(c: Change) -> None:
             (SEGMENT_BYTES * c.rng.randrange(12), c.number() % 2**64 // SEGMENT_BYTES * SEGMENT_BYTES)
         )
         data = bytearray(nodes[name].data.ljust(HEADER_AREA, b"\0"))
-        struct.pack_into("<Q", data, 32, first)
-        _seal(data, 0, SEGMENT.size, 0)
+        for at in HEADERS:
+            struct.pack_into("<Q", data, at + 32, first)
+            _seal(data, at, SEGMENT.size, 0)
         nodes[f"segments/{first:020d}.seg"] = replace(nodes[name], data=bytes(data))
         c.forged = True
     elif what == 4:
@@ -447,7 +470,21 @@ def change_sizes(c: Change) -> None:
     node = c.tree.nodes[name]
     size = max(node.size, len(node.data))
     size = c.rng.choice(
-        (0, 1, 511, 4095, 4096, size - 1, size + 1, size + 4096, 2 * size, 1 << 40, c.rng.randrange(size + 1))
+        (
+            0,
+            1,
+            511,
+            4095,
+            4096,
+            8191,
+            8192,
+            size - 1,
+            size + 1,
+            size + 4096,
+            2 * size,
+            1 << 40,
+            c.rng.randrange(size + 1),
+        )
     )
     c.tree.nodes[name] = replace(node, data=node.data[: max(0, size)], size=max(0, size))
 
@@ -477,7 +514,15 @@ def change_cursors(c: Change) -> None:
     data = bytearray(1024)
     for sequence, at in enumerate(CURSOR_AT):
         if c.rng.random() < 0.8:
-            CURSOR.pack_into(data, at, b"CURS", c.rng.choice((1, 1, 1, 2)), sequence, c.number() % 2**64, 0)
+            CURSOR.pack_into(
+                data,
+                at,
+                b"CURS",
+                c.rng.choice((VERSION, VERSION, VERSION, 1)),
+                sequence,
+                c.number() % 2**64,
+                0,
+            )
             _seal(data, at, CURSOR.size, c.model.seed)
     name = c.rng.choice(("etl", "reader", ".hidden", "x" * 64, "a b", "c.tmp"))
     data = data[: c.rng.choice((1024, 1024, 0, 10, 512))]

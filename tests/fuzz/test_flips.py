@@ -7,6 +7,7 @@ import random
 import pytest
 from fuzz import flipping
 from fuzz.flipping import LOG_BYTES, Reference
+from support.pyreader import HEADER_AREA
 
 
 @pytest.fixture(scope="module")
@@ -37,5 +38,5 @@ def test_a_flipped_bit_or_a_cut_is_refused_by_recovery_verify_and_every_opening(
     for turn in range(120):
         assert reference.flip_in_file(rng.randrange(LOG_BYTES), rng.randrange(8), full=turn % 12 == 0) is None
     for _ in range(60):
-        assert reference.cut_file(rng.randrange(4096 + LOG_BYTES)) is None
+        assert reference.cut_file(rng.randrange(HEADER_AREA + LOG_BYTES)) is None
     assert flipping.shmlog.verify(reference.path).ok, "the damage was undone"

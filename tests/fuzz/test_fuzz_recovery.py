@@ -12,8 +12,6 @@ from fuzz import recovering
 from fuzz.hostile import Change
 from fuzz.recovering import Judge, Progress
 
-from shmlog.system import files
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 KEPT = Path(__file__).resolve().parent / "corpus" / "directories"
@@ -28,15 +26,16 @@ def test_hostile_directories_end_in_a_typed_error_or_in_what_was_written(tmp_pat
     assert min(progress["accepted"], progress["refused"]) > TURNS // 10
 
 
-def test_directories_that_were_kept_are_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_that_were_kept_are_judged_again(tmp_path: Path) -> None:
     model = recovering.models()[0]
     for kept in sorted(KEPT.glob("*.tar.xz")):
-        for number, boot_id in enumerate((recovering.OTHER_BOOT, model.boot_id)):
+        for number, seen in enumerate(recovering.SEEN):
             at = tmp_path / f"{kept.stem}-{number}"
             with tarfile.open(kept) as archive:
                 archive.extractall(at, filter="fully_trusted")
-            monkeypatch.setattr(files, "boot_id", lambda: boot_id)  # noqa: B023
-            Judge(at / "log", Change.kept(model), boot_id).run(opened=True)
+            here = seen(model.origin)
+            with recovering.seen_from(here):
+                Judge(at / "log", Change.kept(model), here).run(opened=True)
 
 
 def test_the_judge_sees_a_record_that_nobody_appended(

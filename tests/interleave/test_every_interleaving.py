@@ -82,7 +82,7 @@ BITS_BEFORE_CLAIMS = (
 HELD_EXTENT_FORGOTTEN = (
     Mutation(
         "holes.py",
-        """        if claim.begin == g and claim.held:
+        """        if claim.begin == g and claim.held and g < claim.end <= tail:  # else overwritten
             return Hole(g, claim.end)
 """,
         """        pass
@@ -349,10 +349,11 @@ def report(capsys: pytest.CaptureFixture[str], name: str, found: Explored) -> No
         print(f" {name}: {found.states} states in {found.runs} runs", end="", flush=True)
 
 
-NAMES = ["SMALL", "DEATHS", "WORDS", "BORDER", "THREADS", "HANDLE", "ROOM", "TURNS", "BESIDE", "HEIR"]
+NAMES = ["SMALL", "DEATHS", "WORDS", "BORDER", "THREADS", "HANDLE", "ROOM", "TURNS", "HEIR"]
+SLOW = pytest.param("BESIDE", marks=pytest.mark.crash)  # it finds no rule left out that TURNS does not
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, SLOW])
 @pytest.mark.holds("B1", "R1", "R3", "T1", "T2", "T4")
 def test_no_interleaving_loses_a_record_or_gets_stuck(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     report(capsys, name, explored(globals()[name]))

@@ -19,7 +19,7 @@ import pytest
 
 from shmlog import _native
 from shmlog.format.geometry import PARTICIPANT_COUNT, Geometry
-from shmlog.format.layout import CB, PT, STATE_RUNNING
+from shmlog.format.layout import CB, PT, SEGMENT_HEADER_BYTES, STATE_RUNNING
 from shmlog.records.arrow import RECORD_NODES
 
 STUB = Path(_native.__file__).with_name("_native.pyi")
@@ -230,12 +230,14 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
         "abandon": appended(abandon),
         "refused": refused,
         "crc32c": lambda: _native.crc32c(b"x" * 100),
-        "walk": lambda: _native.walk(memoryview(mapping)[4096:], 0, 0, 64, 7, True, -1, False, columns),
+        "walk": lambda: _native.walk(
+            memoryview(mapping)[SEGMENT_HEADER_BYTES:], 0, 0, 64, 7, True, -1, False, columns
+        ),
         "records": lambda: _native.records(mapping, 0, 0, 64, 64, 7, True, 8),
         "arrow_array": lambda: _native.arrow_array(RECORD_NODES, mapping, columns, places, None),
         "arrow_stream": lambda: _native.arrow_stream(*stream),
         "take": lambda: (_native.take_rows(*taking, 5, room), _native.take_records(*taking, columns, places)),
-        "find_frame": lambda: _native.find_frame(memoryview(mapping)[4096:], 0, 0, 64, 7),
+        "find_frame": lambda: _native.find_frame(memoryview(mapping)[SEGMENT_HEADER_BYTES:], 0, 0, 64, 7),
         "filler": lambda: _native.filler(3, 64, 64, 0, 0, 7),
         "control": lambda: (control.load(0), control.add(CB.COMMITS, 1), control.scan(0, 64, True)),
         "mapping": lambda: _native.Mapping(fd, 4096, False).load(0),

@@ -36,6 +36,9 @@ SCRIBBLED = (
     "process/test_scribbled_block.py::test_a_scribbled_word_ends_every_call_and_costs_no_durable_record"
 )
 ATTACHMENT = "process/test_attachment.py::test_"
+SURVIVOR = "process/test_survivor.py::test_"
+ORIGINS = "process/test_origins.py::test_"
+FAILING_FLUSHER = "process/test_failing_flusher.py::test_"
 
 SYNC = """        int error = write_at(fds[i], mark, mark_bytes, mark_offset);
         if (!error)
@@ -210,10 +213,9 @@ WORST = (
         "fuzz/test_fuzz_frames.py::test_a_length_that_changes_while_it_is_read_is_read_once",
         (
             "native/core/frame.h",
-            """        lsn += frame_bytes(f.payload_bytes);
-        if (!(f.flags""",
-            """        lsn += frame_bytes(*(const volatile uint32_t *)(base + (lsn - base_lsn)));
-        if (!(f.flags""",
+            "        uint64_t bytes = frame_bytes(f.payload_bytes);\n        lsn += bytes;\n",
+            "        uint64_t bytes = frame_bytes(*(const volatile uint32_t *)(base + (lsn - base_lsn)));\n"
+            "        lsn += bytes;\n",
         ),
     ),
     bug(
@@ -293,7 +295,11 @@ MENDED = (
     bug(
         "a failed sync is forgotten with the control block",
         f"{FAILING_DISK}what_a_failed_sync_left_in_memory_is_on_disk_once_recovery_vouches_for_it",
-        ("flusher/syncing.py", "        self._segments.note_failure(Failure(error, durable))\n", ""),
+        (
+            "flusher/syncing.py",
+            "        self._segments.note_failure(Failure(error, lsn))\n",
+            "        pass\n",
+        ),
     ),
     bug(
         "a successor distrusts only what was reserved",
@@ -456,6 +462,95 @@ MENDED = (
         "a range may end at the last LSN there is",
         "fuzz/test_fuzz_frames.py::test_a_range_up_to_the_last_lsn_there_is_is_refused",
         ("native/python/frames.c", "        end <= NO_LSN - (GRANULE_BYTES - 1) && begin", "        begin"),
+    ),
+    bug(
+        "a control block that nobody guarded is believed",
+        f"{SURVIVOR}files_that_lost_what_was_durable_are_refused_and_not_touched",
+        (
+            "session/attachment.py",
+            "None if control.failed or somebody_lives(lock) else _doubt(directory, control)",
+            "_doubt(directory, control) if control.failed else None",
+        ),
+    ),
+    bug(
+        "what a successor makes durable is not read again",
+        f"{SURVIVOR}a_successor_beside_a_live_writer_calls_nothing_durable_that_the_files_have_not",
+        (
+            "flusher/open_segments.py",
+            "        if walk.end_lsn < end:\n",
+            "        if walk.end_lsn < begin:\n",
+        ),
+    ),
+    bug(
+        "recovery vouches for what has left memory",
+        f"{FAILING_DISK}recovery_vouches_for_nothing_that_left_memory_after_it_was_checked",
+        ("disk/recovery.py", "    _check_again(directory, found)\n", ""),
+    ),
+    bug(
+        "what was rewritten is not read back from the disk",
+        "unit/disk/test_rewriting.py::test_a_disk_that_has_other_bytes_than_memory_is_an_error",
+        (
+            "disk/rewriting.py",
+            "        if found[: end - begin] != data[: end - begin]:\n",
+            "        if not found:\n",
+        ),
+    ),
+    bug(
+        "a copy is taken for the log itself",
+        f"{ORIGINS}a_copy_made_while_a_record_was_written_is_refused_and_not_filled",
+        (
+            "format/origin.py",
+            "    return found if here else Since.COPIED\n",
+            "    return found if here or then.inode else Since.COPIED\n",
+        ),
+    ),
+    bug(
+        "a container's boot id is taken for the kernel's",
+        f"{ORIGINS}a_container_that_starts_again_with_another_boot_id_loses_no_append_that_returned",
+        (
+            "format/origin.py",
+            "    elif then.kernels and now.kernels:\n",
+            "    elif then.kernels or not now.kernels:\n",
+        ),
+    ),
+    bug(
+        "both marks are in one sector",
+        "unit/format/test_layout.py"
+        "::test_each_4096_byte_sector_before_the_frames_holds_one_header_and_one_mark",
+        ("format/marks.py", "(512, SECTOR_BYTES + 512))", "(512, 1024))"),
+    ),
+    bug(
+        "names that a killed maker left are not made durable",
+        "crash/test_power.py::test_names_that_a_killed_process_left_are_made_durable_by_the_next",
+        ("disk/recovery.py", "    directory.sync_names()\n", ""),
+    ),
+    bug(
+        "a segment that cannot be looked at is taken for missing",
+        "unit/flusher/test_open_segments.py::test_a_segment_that_cannot_be_looked_at_is_not_taken_for_missing",
+        (
+            "flusher/open_segments.py",
+            "        except FileNotFoundError:\n            return False",
+            "        except OSError:\n            return False",
+        ),
+    ),
+    bug(
+        "flushers that fail are started at full speed",
+        f"{FAILING_FLUSHER}flushers_that_fail_at_start_are_started_ever_less_often_and_the_waiter_is_told",
+        (
+            "session/flushers.py",
+            "    return min(most, first * 2.0 ** min(16, max(0, starts - 1)))\n",
+            "    return min(most, first * 1.0 ** starts)\n",
+        ),
+    ),
+    bug(
+        "a failure that a writer found leaves no note",
+        f"{FAILING_FLUSHER}a_writer_that_finds_the_log_failed_has_a_note_left_by_the_flusher",
+        ("flusher/syncing.py", "        if control.failed and not control.lost:", "        if control.lost:"),
+    ),
+    bug(
+        "a thread that fails the log deadlocks with its signal handler",
+        f"{FAILING_FLUSHER}a_signal_handler_that_fails_the_log_may_interrupt_whoever_holds_the_step_lock",
+        ("memory/control.py", "self._step_lock = threading.RLock()", "self._step_lock = threading.Lock()"),
     ),
 )
 

@@ -288,7 +288,7 @@ def _random_rows(count: int) -> Any:
     made["name"] = [b"", b"a\0b", b"abcde", b"x"] * (count // 4)
     for name in ("flag", "flags"):
         made[name] = np.random.default_rng(5).integers(0, 2, made[name].shape)
-    made["when"][::3] = np.datetime64("NaT")
+    made["when"][::3] = np.datetime64("NaT", "ns")
     return made
 
 

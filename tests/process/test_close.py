@@ -16,6 +16,7 @@ from support.processes import DEADLINE_S, SEGMENT_BYTES, Child, Wire, assert_hea
 from support.processes import flusher_pid as find_flusher
 
 import shmlog
+from shmlog.format.layout import ROLE_HANDLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -136,6 +137,29 @@ def test_a_staying_flusher_that_dies_during_an_auto_close_is_replaced(log_path: 
         assert not reader.live
         assert reader.recovery is not None and reader.recovery.case.value == "clean"
         assert [bytes(record.data) for record in reader.read()] == [b"x", b"y"]
+
+
+def test_a_close_before_another_handles_says_nothing_of_what_that_one_sees_to(
+    log_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other may have gone by the time that the first one has looked at what is durable."""
+    shmlog.open(log_path, create=True).close()
+    with _staying_flusher(log_path, "--sync-interval", "3600") as flusher:
+        log, other = shmlog.open(log_path), shmlog.open(log_path)
+        log.append(b"x")
+        durable = type(log._joined.control).durable_lsn
+
+        def gone_meanwhile(control: object) -> int:
+            monkeypatch.undo()
+            other._joined.detach()
+            return int(durable.fget(control))  # type: ignore[attr-defined]
+
+        with stopped(flusher.pid), caplog.at_level(logging.WARNING, "shmlog"):
+            monkeypatch.setattr(type(log._joined.control), "durable_lsn", property(gone_meanwhile))
+            log.close()
+        other._joined.participants.take(ROLE_HANDLE)
+        other.close()
+    assert not caplog.text
 
 
 def _in_a_variable(log: shmlog.Log) -> object:

@@ -77,6 +77,27 @@ def test_a_flusher_whose_sync_is_stuck_keeps_its_lease_until_the_sync_ends(log_p
             assert third.wait(30) == 0
 
 
+def _flush_with_a_thread_that_never_starts(wire: Wire, path: Path) -> int:
+    """As a thread does that gets no memory before it has said that it runs."""
+    flusher_module.STARTING_S = 0.2
+    threading.Thread._bootstrap = lambda self: None  # type: ignore[attr-defined]
+    return sidecar.run(str(path), 0.01, 0o600, True)
+
+
+@pytest.mark.holds("F6")
+def test_a_flusher_whose_thread_never_starts_ends_and_frees_its_lease(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True, timeout=20, flusher="external") as log:
+        with Child(_flush_with_a_thread_that_never_starts, log_path) as first:
+            with pytest.raises(EOFError):  # it does not end by an exception
+                first.hear()
+            assert first.wait() == 1
+        with flusher_of(log_path) as second:
+            assert_healthy(log)
+            log.close()
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(30) == 0
+
+
 def test_a_sync_that_does_not_return_delays_no_append_until_the_window_is_full(log_path: Path) -> None:
     """Committing and preparing go on beside it; only what is to be durable waits."""
     sizes = {"window_bytes": 1 << 20, "timeout": 10}

@@ -27,6 +27,7 @@ from support.processes import (
 )
 
 import shmlog
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -208,7 +209,7 @@ def test_a_flusher_with_a_file_size_limit_reports_it_to_writers(log_path: Path) 
 
 def _cut(path: Path) -> None:
     oldest = min((path / "segments").glob("*.seg"))
-    os.truncate(oldest, 4096)
+    os.truncate(oldest, SEGMENT_HEADER_BYTES)
 
 
 def _write_into_cut_segment(wire: Wire, path: Path) -> tuple[str, str]:

@@ -271,7 +271,7 @@ class World:
         """The flusher's loop, with no bells and with clocks by which all is always due."""
         world, clock = self, itertools.count()
         module: Any = self.committing_py
-        module.time = types.SimpleNamespace(monotonic=lambda: float(next(clock)))
+        module.time = types.SimpleNamespace(monotonic=lambda: float(next(clock)), time_ns=lambda: 1)
         module.Busy, module.Hole, module.find_hole = self.holes.Busy, self.holes.Hole, self.holes.find_hole
 
         def fill_hole(control: Any, participants: Any, number: int, hole: Any, *rest: Any) -> None:

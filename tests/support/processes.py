@@ -148,6 +148,10 @@ class Wire:
     def say(self, message: Any) -> None:
         self._connection.send(("said", message))
 
+    def heard(self) -> bool:
+        """Whether the parent has said something."""
+        return self._connection.poll()
+
     def hear(self, timeout: float = DEADLINE_S) -> Any:
         if not self._connection.poll(timeout):
             raise TimeoutError("the parent said nothing")

@@ -212,6 +212,30 @@ static inline walk_t frame_walk(const uint8_t *base, uint64_t base_lsn, uint64_t
     return w;
 }
 
+/* Check each frame of [begin, end) with `seed` and seal it anew with `new_seed`, up to the first
+ * that is not valid; the DATA frames are counted. */
+static inline walk_t frame_reseal(uint8_t *base, uint64_t base_lsn, uint64_t begin, uint64_t end,
+                                  uint32_t seed, uint32_t new_seed) {
+    walk_t w = {.next_lsn = begin, .problem = FRAME_VALID};
+    while (w.next_lsn < end) {
+        frame_t f;
+        uint8_t *at = base + (w.next_lsn - base_lsn);
+        w.problem = frame_check(at, w.next_lsn, end - w.next_lsn, seed, 1, &f);
+        if (w.problem != FRAME_VALID)
+            break;
+        if (seed != new_seed) {
+            uint32_t crc = new_seed;
+            if (f.kind == KIND_DATA)
+                crc = crc32c(crc, at + FRAME_HEADER_BYTES, f.payload_bytes);
+            f.crc32c = frame_crc(crc, &f);
+            memcpy(at, &f, sizeof f);
+        }
+        w.count += f.kind == KIND_DATA;
+        w.next_lsn += frame_bytes(f.payload_bytes);
+    }
+    return w;
+}
+
 /* The LSN of the first frame of [begin, end) that is valid, or would be but for reaching
  * past end; or NO_LSN. */
 static inline uint64_t frame_find(const uint8_t *base, uint64_t base_lsn, uint64_t begin, uint64_t end,

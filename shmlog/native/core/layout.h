@@ -62,6 +62,7 @@ enum { FLAG_BATCH_GOES_ON = 1 };
     X(CB, INTENT_LSN, 648)                                                                              \
     X(CB, TRIMMED_LSN, 768)        /* the flusher: nobody begins to read below it */                    \
     X(CB, REMOVED_LSN, 776)        /* the flusher: the files below it are gone */                       \
+    X(CB, TRIMMING_LSN, 784)       /* the flusher: retention may be about to trim so far */             \
     X(CB, STATE, 896)              /* whoever finds the failure, once */                                \
     X(CB, FAILED_ERRNO, 904)                                                                            \
     X(CB, FAILED_LSN, 912)                                                                              \
@@ -87,9 +88,17 @@ enum { FLAG_BATCH_GOES_ON = 1 };
     X(CB, RETIRED_BYTES, 1600)                                                                          \
     X(CB, RETIRED_WAITS, 1608)                                                                          \
     X(CB, ROLLS, 1616)                                                                                  \
+    X(CB, BLOCKED_LSN, 1624)       /* where the scan was last seen to stand, NO_LSN at first, and */    \
+    X(CB, BLOCKED_NS, 1632)        /* since when */                                                     \
+    X(CB, BUDGET_BYTES, 1640)      /* what retention keeps the files within, or 0 */                    \
+    X(CB, BUDGET_HELD, 1648)       /* whether room waits for a trim that something holds back */        \
+    X(CB, SYNC_LATENCY, 1664)      /* SYNC_BUCKETS counters: of syncs that took less than 2^i us */     \
     X(CB, HEADER_BYTES, 4096)
 
 enum { STATE_RUNNING = 1, STATE_FAILED = 2 };
+
+/* The last one counts every slower sync too. */
+#define SYNC_BUCKETS 24u
 
 /* What a sleeping flusher loop wants to be woken for. */
 enum { SLEEP_AWAKE = 0, SLEEP_PACING = 1, SLEEP_IDLE = 2 };
@@ -129,7 +138,7 @@ enum { CB_LAYOUT(SHMLOG_OFFSET) PT_LAYOUT(SHMLOG_OFFSET) CL_LAYOUT(SHMLOG_OFFSET
 CB_LAYOUT(SHMLOG_WORD) PT_LAYOUT(SHMLOG_WORD) CL_LAYOUT(SHMLOG_WORD)
 #undef SHMLOG_WORD
 _Static_assert(PT_CLAIMS + CLAIM_COUNT * CL_BYTES <= PT_BYTES, "claims fit the slot");
-_Static_assert(CB_ROLLS + 8 <= CB_HEADER_BYTES, "words fit the header");
+_Static_assert(CB_SYNC_LATENCY + SYNC_BUCKETS * 8 <= CB_HEADER_BYTES, "words fit the header");
 _Static_assert(FR_FLAGS + 1 == FRAME_HEADER_BYTES, "the frame header is full");
 _Static_assert((1u << GRANULE_SHIFT) == GRANULE_BYTES, "granule");
 
@@ -137,7 +146,7 @@ _Static_assert((1u << GRANULE_SHIFT) == GRANULE_BYTES, "granule");
 #define LAYOUT_NUMBERS(X)                                                                               \
     X(GRANULE_BYTES) X(FRAME_HEADER_BYTES) X(SEGMENT_HEADER_BYTES)                                      \
     X(KIND_NONE) X(KIND_DATA) X(KIND_PAD) X(KIND_FILL) X(FLAG_BATCH_GOES_ON)                            \
-    X(CLAIM_HELD) X(CLAIM_COUNT) X(STATE_RUNNING) X(STATE_FAILED)                                       \
+    X(CLAIM_HELD) X(CLAIM_COUNT) X(STATE_RUNNING) X(STATE_FAILED) X(SYNC_BUCKETS)                       \
     X(SLEEP_AWAKE) X(SLEEP_PACING) X(SLEEP_IDLE)                                                        \
     X(SLOT_FREE) X(SLOT_USED) X(ROLE_HANDLE) X(ROLE_FLUSHER) X(ROLE_SIDECAR)
 

@@ -219,6 +219,26 @@ static PyObject *py_find_frame(PyObject *module, PyObject *args) {
     return PyLong_FromUnsignedLongLong(found);
 }
 
+static PyObject *py_reseal(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer view;
+    unsigned long long base_lsn, begin_lsn, end_lsn;
+    unsigned int seed, new_seed;
+    if (!PyArg_ParseTuple(args, "w*KKKII", &view, &base_lsn, &begin_lsn, &end_lsn, &seed, &new_seed))
+        return NULL;
+    walk_t w = {.problem = FRAME_VALID};
+    int bad = walk_bounds(view.len, base_lsn, begin_lsn, end_lsn);
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        w = frame_reseal(view.buf, base_lsn, begin_lsn, end_lsn, seed, new_seed);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&view);
+    if (bad)
+        return NULL;
+    return Py_BuildValue("KKi", (unsigned long long)w.count, (unsigned long long)w.next_lsn, (int)w.problem);
+}
+
 static PyObject *py_filler(PyObject *module, PyObject *args) {
     (void)module;
     int kind;
@@ -250,6 +270,9 @@ static PyMethodDef frames_functions[] = {
     {"find_frame", py_find_frame, METH_VARARGS,
      "find_frame(buffer, base_lsn, begin_lsn, end_lsn, seed)\n--\n\n"
      "The LSN of the next frame that is valid, or would be but for reaching past end_lsn; or None."},
+    {"reseal", py_reseal, METH_VARARGS,
+     "reseal(buffer, base_lsn, begin_lsn, end_lsn, seed, new_seed)\n--\n\n"
+     "Check the frames of a range and seal them for another log: (count, next_lsn, problem)."},
     {"filler", py_filler, METH_VARARGS,
      "filler(kind, lsn, bytes, time_ns, writer, seed)\n--\n\nThe header of a PAD or FILL frame."},
     {NULL, NULL, 0, NULL}};

@@ -213,10 +213,12 @@ def main() -> int:
     ends_at = time.monotonic() + options.seconds
     worker = Worker(options.seed, options.states, ends_at, options.scratch, options.keep)
     if not options.no_canary:
-        worker.counts["canary"] = worker.canary()
+        with lives.in_one_place():
+            worker.counts["canary"] = worker.canary()
         if not worker.counts["canary"]:
             worker.violations.append("a disk that ignores every second sync lost nothing: nothing is tested")
-    worker.run()
+    with lives.in_one_place():
+        worker.run()
     report(worker.counts, worker.violations)
     return 0
 

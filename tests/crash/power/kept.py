@@ -9,6 +9,7 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
+from crash.power.lives import in_one_place
 from crash.power.model import Image, write
 from crash.power.promises import Promises, Violation, check
 
@@ -33,7 +34,8 @@ def replay(where: Path, name: str, scratch: Path) -> tuple[str, str | None]:
     kept: Kept = pickle.loads(_file(where, name).read_bytes())
     write(kept.image, scratch)
     try:
-        check(scratch / "log", kept.promises, kept.boot_id)
+        with in_one_place():
+            check(scratch / "log", kept.promises, kept.boot_id)
     except Violation as problem:
         return kept.story, str(problem)
     return kept.story, None

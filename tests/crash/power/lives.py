@@ -26,7 +26,7 @@ from shmlog.disk import directory, recovery
 from shmlog.disk.cursors import CursorFile
 from shmlog.format.geometry import Geometry
 from shmlog.session import sidecar
-from shmlog.system import files
+from shmlog.system import files, machine
 
 MOST_BYTES = 2000
 
@@ -181,6 +181,18 @@ def endless_life(path: Path, seed: float) -> None:
 def on_machine(boot_id: bytes) -> None:
     """This process, and its children, are on a machine with another boot id."""
     files.boot_id = lambda: boot_id
+
+
+@contextlib.contextmanager
+def in_one_place() -> Iterator[None]:
+    """For this process, and its children: a log that is written to another directory, as it was
+    left, is where it was."""
+    real = machine.place
+    machine.place = lambda _: (1, 1, 1)
+    try:
+        yield
+    finally:
+        machine.place = real
 
 
 def recovering_life(path: Path, boot_id: bytes) -> None:

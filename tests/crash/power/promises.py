@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from support.processes import whose
-from support.pyreader import BadFrame, PyLog
+from support.pyreader import RESTARTED, BadFrame, PyLog
 
 from shmlog.disk import directory, recovery
 from shmlog.disk.cursors import CursorFile
@@ -118,7 +118,7 @@ def _check(path: Path, promises: Promises, boot_id: bytes) -> Found:
     reader = PyLog(path)
     expected, damage = None, None
     try:
-        expected = reader.kept(same_boot=False) if reader.segments() else None
+        expected = reader.kept(RESTARTED) if reader.segments() else None
     except BadFrame as error:
         damage = error
     try:

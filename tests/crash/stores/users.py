@@ -89,7 +89,7 @@ def import_all() -> None:
     for name in shmlog.__all__:
         getattr(shmlog, name)
     for module in pkgutil.walk_packages(shmlog.__path__, "shmlog."):
-        if "__main__" not in module.name:
+        if "__main__" not in module.name and ".integrations" not in module.name:  # they need extras
             importlib.import_module(module.name)
     codecs.lookup("ascii")
 

@@ -225,6 +225,25 @@ def test_a_flusher_alone_is_no_handle(table: Table) -> None:
     assert flusher.anybody()
 
 
+def test_a_flusher_that_takes_a_dead_handles_slot_while_it_is_looked_at_is_no_handle(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, flusher = table.process(), table.process(), table.process()
+    number = one.take(ROLE_HANDLE)
+    table.die(0)
+    locked = LockFile.locked
+
+    def retired_and_taken(lock: LockFile, *byte: int) -> bool:
+        monkeypatch.undo()
+        flusher.retire_dead()
+        assert flusher.take(ROLE_FLUSHER) == number
+        return locked(lock, *byte)
+
+    monkeypatch.setattr(LockFile, "locked", retired_and_taken)
+    assert not other.any_as(ROLE_HANDLE), "the lock is the flusher's, the role was the dead handle's"
+    assert other.any_as(ROLE_FLUSHER)
+
+
 def test_a_participant_is_described_for_people(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/" + "wörker\x1b[2J" + "x" * 64])
     one, other = table.process(), table.process()

@@ -1,0 +1,153 @@
+"""A log under continuous load, kept within its budget.
+
+Two processes append as fast as they may, 20 budgets' worth if there is time.  Meanwhile a slow
+cursor comes, reads every record in order, and goes again; a view is held over what is given up;
+and now and then the flusher is killed.  What the files take is looked at all the time.
+
+    tried     cursors that came and went, and flushers that were killed
+    figures   GB that went through, the most that the files took
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from crash.kit import Budget, Recipe, Tally
+from support.processes import Child, Wire
+
+import shmlog
+
+LARGE = 1 << 30, 64 << 20
+SMALL = 64 << 20, 1 << 20
+"""(budget, segment) in bytes, the small ones if there is less than LONG_S."""
+LONG_S = 120.0
+ROUNDS = 20
+ROWS, COLUMNS = 64, 512
+ROW = np.dtype((np.uint64, COLUMNS))
+HELD_S = 0.5
+"""How long a slow cursor keeps what it has not read."""
+
+
+def _write(wire: Wire, path: Path, number: int) -> int:
+    """Append rows of (number, sequence, ...) until told to end; how many."""
+    with shmlog.open(path, timeout=60) as log:
+        rows, sequence = np.zeros((ROWS, COLUMNS), np.uint64), 0
+        rows[:, 0] = number
+        while not wire.heard():
+            rows[:, 1] = np.arange(sequence, sequence + ROWS)
+            log.append_array(rows, number)
+            sequence += ROWS
+        return sequence
+
+
+class _Files(threading.Thread):
+    """Looks at what the segment files take, on the disk and by their sizes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._path, self._ended, self.most = path / "segments", threading.Event(), 0
+
+    def run(self) -> None:
+        while not self._ended.wait(0.002):
+            size = 0
+            for entry in os.scandir(self._path):
+                try:
+                    size += entry.stat().st_size
+                except FileNotFoundError:
+                    continue
+            self.most = max(self.most, size)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def _cursor_comes_and_goes(log: shmlog.Log, until_s: float) -> str | None:
+    """Read in order, slowly, from a cursor of its own; what was wrong, if anything was."""
+    expected: dict[int, int] = {}
+    with log.cursor("slow") as cursor:
+        begin = cursor.lsn
+        held = next(iter(log.read_batches(begin)), None)
+        view = None if held is None else held.array(ROW)
+        before = None if view is None else view.copy()
+        while time.monotonic() < until_s:
+            time.sleep(HELD_S / 5)
+            for batch in cursor.batches():
+                for number in (1, 2):
+                    own = batch.array(ROW)[batch.tag == number][:, 1]
+                    if not len(own):
+                        continue
+                    first = expected.get(number, int(own[0]))
+                    if not np.array_equal(own, np.arange(first, first + len(own), dtype=np.uint64)):
+                        return f"the cursor from LSN {begin} missed records of writer {number} near {first}"
+                    expected[number] = first + len(own)
+            cursor.commit()
+    log.remove_cursor("slow")
+    time.sleep(HELD_S / 2)
+    if view is not None and not np.array_equal(view, before):
+        return f"a live view from LSN {begin} on has changed"
+    return None
+
+
+def _run(budget: Budget) -> Tally:
+    tally = Tally()
+    budget_bytes, segment_bytes = LARGE if budget.left_s() >= LONG_S else SMALL
+    directory = tempfile.mkdtemp(prefix="shmlog-retention-")
+    path = Path(directory) / "log"
+    kept = shmlog.Retention(bytes=budget_bytes)
+    try:
+        with shmlog.open(
+            path, create=True, segment_bytes=segment_bytes, window_bytes=segment_bytes, retention=kept
+        ) as log:
+            files, turn = _Files(path), 0
+            files.start()
+            with Child(_write, path, 1) as one, Child(_write, path, 2) as two:
+                while budget.left_s() > 3 and log.reserved_lsn < ROUNDS * budget_bytes:
+                    dice = budget.random(turn)
+                    wrong = _cursor_comes_and_goes(log, time.monotonic() + HELD_S * (1 + dice.random()))
+                    if wrong:
+                        tally.violate(wrong)
+                        break
+                    tally.survive()
+                    flusher = log.statistics().flusher_pid
+                    if turn % 4 == 3 and flusher is not None:
+                        os.kill(flusher, signal.SIGKILL)
+                        tally.survive()
+                    turn += 1
+                for child in (one, two):
+                    child.say("end")
+                    child.result(60)
+            log.wait_durable(timeout=60)
+            files.end()
+            tally.figures["GB through"] = round(log.reserved_lsn / 1e9, 2)
+            tally.figures["budget MB"] = round(budget_bytes / 1e6)
+            tally.figures["most MB"] = round(files.most / 1e6)
+            if files.most > budget_bytes:
+                tally.violate(f"the files took {files.most} bytes of a budget of {budget_bytes}")
+            if log.reserved_lsn > 2 * budget_bytes and not log.trimmed_lsn:
+                tally.violate("nothing was trimmed")
+        report = shmlog.verify(path)
+        if not report.ok:
+            tally.violate(f"the log is damaged at LSN {report.problem_lsn}: {report.problem}")
+    except (shmlog.ShmlogError, OSError, AssertionError) as error:
+        tally.violate(f"{type(error).__name__}: {error}")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return tally
+
+
+def _missing() -> str | None:
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    return None if free > 2 * LARGE[0] else f"only {free >> 20} MiB are free where temporary files go"
+
+
+RECIPE = Recipe(
+    "retention", "a budget that writers, a slow cursor and killed flushers press on", _run, 0.5, _missing
+)
