@@ -7,9 +7,9 @@ A flusher needs a fifth of a second to start, and until it had made the first pi
 append would wait for it.
 
 Invariants
-  B4  prepared_lsn and limit_lsn are the lease holder's (control) but for this: before the block
+  I8  prepared_lsn and limit_lsn are the lease holder's (control) but for this: before the block
       is announced nobody else can see them, and nobody who could store them lives.
-  B5  The maker holds the segment open until it appends through it, and its map from then on.
+  I9  The maker holds the segment open until it appends through it, and its map from then on.
       So an error of the kernel's write-back, which nobody has been told yet, waits for the
       first flusher, and that one need not distrust the piece (flusher/syncing, S3) if the
       maker has lived on meanwhile.

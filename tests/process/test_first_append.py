@@ -37,7 +37,7 @@ def _append(wire: Wire, path: Path, payload: bytes) -> None:
     log.close()
 
 
-@pytest.mark.holds("B4")
+@pytest.mark.holds("I8")
 def test_what_was_appended_before_any_flusher_came_outlives_a_kill(
     log_path: Path, no_flusher: pytest.MonkeyPatch
 ) -> None:
@@ -57,7 +57,7 @@ def test_what_was_appended_before_any_flusher_came_outlives_a_kill(
         child.say("end")
 
 
-@pytest.mark.holds("B4")
+@pytest.mark.holds("I8")
 def test_no_more_than_the_first_piece_is_appended_before_a_flusher_comes(
     log_path: Path, no_flusher: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +82,7 @@ def test_an_opener_that_starts_no_flusher_prepares_nothing(log_path: Path) -> No
     lose_shared_memory(log_path)
 
 
-@pytest.mark.holds("B5")
+@pytest.mark.holds("I9")
 @pytest.mark.parametrize("fate", ["lives", "died", "closed"])
 def test_the_first_flusher_trusts_the_first_piece_only_if_its_maker_has_lived_on(
     log_path: Path, no_flusher: pytest.MonkeyPatch, fate: str

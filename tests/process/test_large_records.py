@@ -124,7 +124,7 @@ with log:
     run(shim, log_path, program)
 
 
-@pytest.mark.holds("L4")
+@pytest.mark.holds("H9")
 @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EIO"])
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_payload_that_the_disk_refuses_is_an_error_of_that_record_alone(
@@ -155,7 +155,7 @@ with log:
     run(shim, log_path, program)
 
 
-@pytest.mark.holds("L4")
+@pytest.mark.holds("H9")
 def test_a_call_that_cannot_be_made_at_all_stops_no_append(shim: Path, log_path: Path) -> None:
     program = """
 with log:
@@ -169,7 +169,7 @@ with log:
     run(shim, log_path, program)
 
 
-@pytest.mark.holds("L3")
+@pytest.mark.holds("H8")
 def test_nothing_is_written_to_a_file_that_took_the_descriptors_number(shim: Path, log_path: Path) -> None:
     program = """
 with log:
@@ -198,7 +198,7 @@ os.unlink(path + ".victim")
     run(shim, log_path, program)
 
 
-@pytest.mark.holds("L3")
+@pytest.mark.holds("H8")
 def test_a_segment_that_was_cut_is_an_error_and_does_not_grow_again(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=1 << 20) as log:
         log.append(bytes(65536), durable=True)

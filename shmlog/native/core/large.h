@@ -6,10 +6,10 @@
  * From some size on the zeros and the faults cost more than the call (docs/decisions/0018).
  *
  * Invariants
- *   L3  Nothing is written through a descriptor that is no longer the whole segment file: a
+ *   H8  Nothing is written through a descriptor that is no longer the whole segment file: a
  *       program may have closed it under us and opened another under its number, and a
  *       file that was cut would grow again, with zeros for records.
- *   L4  What the disk refuses is an error of the one record.  Whatever else stops the call
+ *   H9  What the disk refuses is an error of the one record.  Whatever else stops the call
  *       stops no append: the bytes go through the map, where such a thing is met as ever.
  *
  * This file knows one open file.  It may not know frames.
@@ -35,7 +35,7 @@ typedef struct {
 
 enum large_end { LARGE_WRITTEN = 0, LARGE_UNUSABLE = -1 }; /* or an errno of the disk */
 
-/* L3: is the descriptor still what it was opened as, and the file of that size? */
+/* H8: is the descriptor still what it was opened as, and the file of that size? */
 static inline int file_usable(const file_t *file) {
     struct stat now;
     return file && file->fd >= 0 && fstat(file->fd, &now) == 0 && now.st_ino == file->inode &&
@@ -60,7 +60,7 @@ static inline int large_write(const file_t *file, const void *data, uint64_t byt
         ssize_t n = pwritev(file->fd, parts, 2, (off_t)(offset + done));
         if (n > 0)
             done += (uint64_t)n;
-        else if (n == 0 || errno != EINTR) /* L4 */
+        else if (n == 0 || errno != EINTR) /* H9 */
             return n < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EIO) ? errno : LARGE_UNUSABLE;
     }
     return LARGE_WRITTEN;

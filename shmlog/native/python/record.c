@@ -211,22 +211,22 @@ static PyObject *Record_repr(RecordObject *self) {
     return text;
 }
 
-static PyObject *Record_reduce(PyObject *self, PyObject *unused) {
-    (void)unused;
-    PyObject *tuple = tuple_of(self);
-    if (tuple && PyMemoryView_Check(PyTuple_GET_ITEM(tuple, PyTuple_GET_SIZE(tuple) - 1))) {
-        Py_DECREF(tuple);
-        return PyErr_Format(PyExc_TypeError,
-                            "a Record cannot be pickled, for its data is a view of the log's file: send"
-                            " bytes(record.data), or record._replace(data=bytes(record.data)), or the LSN for"
-                            " take()");
-    }
-    return tuple ? Py_BuildValue("ON", Py_TYPE(self), tuple) : NULL;
-}
-
 static PyObject *Record_copy(PyObject *self, PyObject *unused) {
     (void)unused;
     return Py_NewRef(self);
+}
+
+static PyObject *Record_reduce(PyObject *self, PyObject *unused) {
+    (void)unused;
+    PyObject *tuple = tuple_of(self);
+    if (tuple && PyMemoryView_Check(PyTuple_GET_ITEM(tuple, FIELDS - 1))) {
+        Py_DECREF(tuple);
+        return PyErr_Format(
+            PyExc_TypeError,
+            "a Record cannot be pickled, for its data is a view of the log's file: send"
+            " bytes(record.data), or record._replace(data=bytes(record.data)), or the LSN for take()");
+    }
+    return tuple ? Py_BuildValue("ON", Py_TYPE(self), tuple) : NULL;
 }
 
 static PyObject *Record_asdict(PyObject *self, PyObject *unused) {
@@ -258,8 +258,8 @@ static PyMethodDef Record_methods[] = {
     {"_asdict", Record_asdict, METH_NOARGS, "_asdict()\n--\n\nThe fields by their names."},
     {"_replace", (PyCFunction)(void (*)(void))Record_replace, METH_VARARGS | METH_KEYWORDS,
      "_replace(**fields)\n--\n\nAnother record, with these fields instead."},
-    {"__reduce__", Record_reduce, METH_NOARGS, NULL},
     {"__copy__", Record_copy, METH_NOARGS, NULL},
+    {"__reduce__", Record_reduce, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot Record_slots[] = {
     {Py_tp_doc, (void *)"Record(lsn, time_ns, tag, writer, data)\n--\n\n"

@@ -57,7 +57,7 @@ def test_a_record_says_what_a_named_tuple_says() -> None:
     assert Record._fields == tuple(record._asdict()) == ("lsn", "time_ns", "tag", "writer", "data")
     assert record._replace(tag=9) == (*FIELDS[:2], 9, *FIELDS[3:])
     assert copy.copy(record) == record
-    with pytest.raises(TypeError, match="cannot pickle"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(record)
     assert pickle.loads(pickle.dumps(record._replace(data=b"bytes"))) == (*FIELDS[:4], b"bytes")
     for wrong in (-1, 1 << 64, "x"):
