@@ -18,7 +18,10 @@ from pathlib import Path
 from bench.kit.harness import parse, run
 from bench.kit.report import write_report
 
-WORKLOADS = ["append", "durable", "tail", "read", "recovery", "roll", "idle", "growth", "sync_bytes", "tasks"]
+WORKLOADS = [
+    *("append", "durable", "tail", "read", "recovery", "roll", "first", "idle", "growth", "sync_bytes"),
+    "tasks",
+]
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -25,8 +25,9 @@ WATCH_S = 5.0
 WATCH_TOY_S = 0.3
 SETTLE_S = 0.5
 RECORD_BYTES = 128
-COLUMNS = ("cpu_percent", "rss_mib", "anon_mib", "file_mib", "shmem_mib")
+COLUMNS = ("cpu_percent", "rss_mib", "pss_mib", "anon_mib", "file_mib", "shmem_mib")
 MEMORY_MB = 256
+SECTOR_BYTES = 512
 
 
 def heats(options: Options) -> Iterator[Heat]:
@@ -41,11 +42,13 @@ def heats(options: Options) -> Iterator[Heat]:
     yield Heat(
         title=f"idle for {watch_s:g} s",
         contenders=[Contender("a sleeping Python", python), on_log("shmlog flusher", flusher)],
-        columns=COLUMNS,
+        columns=(*COLUMNS, "disk_mb"),
         compare="rss_mib",
         goals=(
             Goal("shmlog flusher", at_most=1, of="cpu_percent"),
             Goal("shmlog flusher", at_most=40, of="rss_mib"),
+            Goal("shmlog flusher", at_most=12, of="pss_mib"),
+            Goal("shmlog flusher", at_most=20, of="disk_mb"),
         ),
     )
     megabytes = max(1, min(MEMORY_MB, options.max_bytes // 1_000_000))
@@ -94,7 +97,8 @@ def _read(directory: Path) -> dict[str, float]:
 def _watch_flusher(directory: Path, watch_s: float) -> dict[str, float]:
     with open_log(directory, create=True) as log:
         log.append(payload(0, 0, RECORD_BYTES), durable=True)
-        return _watch(require_flusher(directory), watch_s)
+        disk = sum(each.stat().st_blocks for each in directory.rglob("*")) * SECTOR_BYTES
+        return _watch(require_flusher(directory), watch_s) | {"disk_mb": disk / 1e6}
 
 
 def _watch_python(watch_s: float) -> dict[str, float]:
@@ -126,7 +130,9 @@ def memory_mib(pid: int) -> dict[str, float]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "Rss"))}
     names = {"rss_mib": "VmRSS", "anon_mib": "RssAnon", "file_mib": "RssFile", "shmem_mib": "RssShmem"}
-    return {name: int(fields[field]) / 1024 for name, field in names.items()}
+    memory = {name: int(fields[field]) / 1024 for name, field in names.items()}
+    rolled_up = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    return memory | {"pss_mib": int(rolled_up[rolled_up.index("Pss:") + 1]) / 1024}
 
 
 if __name__ == "__main__":

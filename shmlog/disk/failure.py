@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import time
 from dataclasses import dataclass
 
@@ -44,7 +43,7 @@ def note(directory: Directory, failure: Failure, mode: int) -> None:
     """Leave the note, as durably as the disk allows; the first one stays."""
     path = _path(directory)
     facts = {"errno": failure.errno, "lsn": failure.lsn, "time_ns": time.time_ns()}
-    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+    temporary = f"{path}.{os.urandom(8).hex()}.tmp"
     with contextlib.suppress(OSError):
         if os.path.lexists(path):
             return

@@ -67,7 +67,7 @@ def map_segment(directory: Directory, lsn: int, writable: bool) -> _native.Mappi
     geometry = directory.identity.geometry
     with files.descriptor(files.open_file(path, writable, directory.owner)) as fd:
         segment.check(fd, path, directory.identity.log_id, geometry.segment_begin(lsn), geometry)
-        return _native.Mapping(fd, geometry.file_bytes, writable)
+        return _native.Mapping(fd, geometry.file_bytes, writable, writable)
 
 
 class MappingCache:

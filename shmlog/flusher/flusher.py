@@ -84,7 +84,12 @@ class Flusher:
             control, self._segments, self._geometry, boot_id, sync_interval, self._keeper.step
         )
         self._preparer = Preparer(
-            control, self._segments, self._geometry, lambda: self._syncer.mark, self._syncer.fail
+            control,
+            self._segments,
+            self._geometry,
+            lambda: self._syncer.mark,
+            self._syncer.fail,
+            participants.totals,
         )
         self._committer = Committer(
             control,
@@ -224,4 +229,5 @@ class Flusher:
         for first in range(begin, prepared, size):  # no list: of a damaged block it would have no end
             self._segments.get(first)
         self._segments.sync_names()
-        self._syncer.take_over()
+        first = self._native.load(CB.GENERATION) == 1 and self._native.load(CB.SYNCS) == 0
+        self._syncer.take_over(first and self._participants.maker_lives())

@@ -4,7 +4,8 @@ A piece is allocated and faulted in before limit_lsn reaches it, so that no writ
 waits for a file, meets a full disk in a store, or rolls slowly.  Once the tail
 leaves time for it, its zeros are written: a later sync of a record there then
 writes a page or two and changes no extent.  Writers that come too fast for that
-are not made to wait for the disk.  The next segment's file is made, and its name
+are not made to wait for the disk.  While large records come, which make their pages
+themselves, a piece is only allocated.  The next segment's file is made, and its name
 made durable, by a thread of its own while the present one is half full.
 
 This module knows prepared_lsn.  It may not know what is written into a piece.
@@ -27,8 +28,13 @@ from shmlog.format.marks import Mark
 from shmlog.memory.control import ControlBlock
 from shmlog.system import files
 
+REST_PIECES = 1
+"""Of a log that nobody writes to, or slowly: ten of them should not take half a gigabyte."""
 AHEAD_PIECES = 3
-"""To begin with; twice as many each time that pieces are wanted in quick succession."""
+"""When pieces are wanted in quick succession; twice as many each time that they are again."""
+LARGE_BYTES = 32768
+"""Records of this size go in by a system call that makes the pages (native/core/large.h): zeros
+before them would cost more than the records."""
 QUIET_S = 0.05
 """No piece was wanted for so long: time to write the zeros of those that are ready."""
 RETRY_S = 0.1
@@ -47,6 +53,7 @@ class Preparer:
         geometry: Geometry,
         newest_mark: Callable[[], Mark],
         fail: Callable[[int], None],
+        written: Callable[[], tuple[int, ...]],
     ) -> None:
         self._control = control
         self._native = control.native
@@ -54,8 +61,11 @@ class Preparer:
         self._geometry = geometry
         self._newest_mark = newest_mark
         self._fail = fail
+        self._written = written
+        self._before: tuple[int, ...] = (0, 0)
+        self._large = False
         self._wanted = threading.Event()
-        self._ahead_pieces = AHEAD_PIECES
+        self._ahead_pieces = REST_PIECES
         self._zeros: list[int] = []
         self._next_lsn = -1
         self._next_wanted = threading.Event()
@@ -82,7 +92,7 @@ class Preparer:
             if self._goal(control.reserved_lsn) <= prepared:
                 if not self._wanted.wait(QUIET_S if self._zeros else NAP_S):
                     self._sync_zeros()
-                    self._ahead_pieces = AHEAD_PIECES
+                    self._ahead_pieces = REST_PIECES
                 else:
                     wanted_at = ready_at
                 self._wanted.clear()
@@ -134,14 +144,24 @@ class Preparer:
         at = geometry.file_offset(begin) // PAGE_BYTES * PAGE_BYTES
         stop = geometry.file_offset(begin) + end - begin
         files.allocate(opened.prepare_fd, at, stop)
-        opened.mapping.populate(at, stop - at)
-        opened.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
+        if not self._records_are_large():
+            opened.mapping.populate(at, stop - at)
+            opened.mapping.forget(at, stop - at)  # in the page cache for all; not in this process
         first = geometry.segment_begin(begin)
         if first not in self._zeros:
             self._zeros.append(first)
         if end - first >= geometry.segment_bytes // 2:
             self._next_lsn = first + geometry.segment_bytes
             self._next_wanted.set()
+
+    def _records_are_large(self) -> bool:
+        """Whether most of what was written since it was last known came in large records."""
+        now = self._written()
+        records, payload = now[0] - self._before[0], now[1] - self._before[1]
+        if payload >= self._geometry.piece_bytes // 4 or payload < 0:
+            self._large = records > 0 and payload >= records * LARGE_BYTES // 2
+            self._before = now
+        return self._large
 
     def _report(self, error: OSError, begin: int, end: int) -> None:
         """Let waiting writers see why there is no room."""

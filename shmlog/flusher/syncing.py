@@ -83,10 +83,13 @@ class Syncer:
             origin=segments.origin(boot_id),
         )
 
-    def take_over(self) -> None:
-        """Distrust every page that a dead flusher may have synced (S3)."""
+    def take_over(self, trusted: bool) -> None:
+        """Distrust every page that a dead flusher may have synced (S3).  trusted: there was none
+        before, and whoever prepared the first piece lives."""
         durable, intent = self._control.durable_lsn, self._native.load(CB.INTENT_LSN)
         self._suspect_lsn = max(self._native.load(CB.PREPARED_LSN), self._control.reserved_lsn)
+        if trusted:
+            self._suspect_lsn = 0
         if intent != NO_LSN:
             log.warning("the last flusher died in a sync of [%d, %d)", durable, intent)
         self.finish_trim()

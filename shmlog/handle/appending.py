@@ -57,6 +57,10 @@ class Appending(_native.Writer):
         self._waiting = waiting
         self._attach(control.native, number)
 
+    def _use_first(self, mapping: _native.Mapping, lsn: int) -> None:
+        """Append through the map of the segment that holds lsn."""
+        self._map(self._directory.identity.geometry.segment_no(lsn), mapping)
+
     def _seal_until(self, deadline: float) -> None:
         """Refuse appends from now on and wait for those in flight."""
         if not poll(lambda: not self._seal(), deadline, pause_max_s=0.0005):

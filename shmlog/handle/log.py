@@ -66,11 +66,21 @@ class Log(Appending, Watermarks):
 
     def _join(self) -> None:
         deadline = deadline_after(self._timeout)
-        joined = attach(self._directory, self._mode, ROLE_HANDLE, deadline, when_full=self._start_flusher)
+        joined = attach(
+            self._directory,
+            self._mode,
+            ROLE_HANDLE,
+            deadline,
+            when_full=self._start_flusher,
+            prepare=self._flusher_mode == "auto",
+        )
         self._joined: Attachment = joined
         self.recovery = joined.recovery
         waiting = Waiting(joined.control, joined.number, self._ensure_flusher)
         self._bind(joined.control, joined.participants, joined.number, waiting)
+        if joined.first is not None:
+            self._use_first(joined.first, joined.control.reserved_lsn)
+            joined.first = None
         self._generation = _native.fork_generation()  # last: whoever interrupts this finds it not done
         try:
             self._ensure_flusher()

@@ -10,9 +10,7 @@ import contextlib
 import operator
 import time
 from collections.abc import Iterator
-from typing import Any, overload
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, overload
 
 from shmlog.disk import cursors, settings
 from shmlog.disk.directory import Directory
@@ -28,6 +26,9 @@ from shmlog.records.scan import Scan
 from shmlog.records.sealed import SealedSegment, seal
 from shmlog.records.take import Taker
 from shmlog.system.deadlines import check_timeout, deadline_after, poll
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 BATCH_BYTES = 4 << 20
 """tail_batches(max_delay=) waits for no more than this."""

@@ -6,7 +6,8 @@ native/core/atomics.h says which access pairs with which.
     reserved_lsn        writers, by compare-and-swap
     limit, committed,   the holder of the flusher lease: its commit step (committing)
     cleared
-    prepared            the holder of the lease: its preparing loop
+    prepared            the holder of the lease: its preparing loop; the first value of it and of
+                        limit is the maker's (session/beginning)
     durable, intent     the holder of the lease: its sync loop
     state, failed_*     whoever finds the failure; once
     wanted_*            whoever waits (maxima)
@@ -71,8 +72,9 @@ class ControlBlock:
         epoch: int,
         mode: int,
         place: tuple[int, int],
+        prepared_lsn: int | None = None,
     ) -> ControlBlock:
-        """Make the block of a log whose files end at end_lsn (C1)."""
+        """Make the block of a log whose files end at end_lsn (C1) and are prepared up to prepared_lsn."""
         memory = block.create(identity.log_id, identity.geometry.control_bytes, mode)
         try:
             self = cls(memory, identity)
@@ -86,8 +88,11 @@ class ControlBlock:
                 CB.REMOVED_LSN: trimmed_lsn,
                 CB.STATE: STATE_RUNNING,
             }
-            ends = CB.RESERVED_LSN, CB.LIMIT_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN, CB.PREPARED_LSN
-            words |= dict.fromkeys((*ends, CB.DURABLE_LSN), end_lsn)
+            ends = CB.RESERVED_LSN, CB.COMMITTED_LSN, CB.CLEARED_LSN, CB.DURABLE_LSN
+            words |= dict.fromkeys(ends, end_lsn)
+            prepared = end_lsn if prepared_lsn is None else prepared_lsn
+            words[CB.PREPARED_LSN] = prepared
+            words[CB.LIMIT_LSN] = min(prepared, end_lsn + identity.geometry.window_bytes)
             for word, value in words.items():
                 self.native.store(word, value)
             self.native.store(CB.MAGIC, CONTROL_MAGIC)  # last: the block is whole

@@ -186,6 +186,19 @@ class Participants(Table):
             return number
         raise TableFullError(f"all {count} participant slots are in use")
 
+    def say_maker(self, number: int) -> None:
+        """Note that this slot's owner has made the block and prepared its first piece."""
+        self._control.store(CB.CREATED_NS, self._control.load(slot_offset(number, PT.STARTED_NS)))
+
+    def maker_lives(self) -> bool:
+        """Whether who prepared the first piece has been alive ever since.  Who is just taking the
+        slot that it gave back is no user of it yet."""
+        load, made = self._control.load, self._control.load(CB.CREATED_NS)
+        return any(
+            self.alive(number) and self.used(number) and load(slot_offset(number, PT.STARTED_NS)) == made
+            for number in range(self.high)
+        )
+
     def release(self, number: int) -> None:
         """Give back a slot of this process's; its claims must be idle."""
         self._count_out(number)

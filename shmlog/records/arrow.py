@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmlog import _native
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Node = tuple[str, str, int, int, int, int, int]
 

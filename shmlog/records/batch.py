@@ -1,4 +1,4 @@
-"""Batch: one record, and many as columns, which are views of a mapped segment.
+"""Batch: many records as columns, which are views of a mapped segment.
 
     mapped segment   | header | payload | header | payload | header | payload |
     batch.array(t)             ^^^^^^^^^          ^^^^^^^^^          ^^^^^^^^^
@@ -19,44 +19,19 @@ from __future__ import annotations
 import errno
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from shmlog import _native
+from shmlog._native import Record as Record
 from shmlog.format.geometry import frame_bytes
 from shmlog.format.layout import FRAME_HEADER_BYTES, GRANULE_BYTES, SEGMENT_HEADER_BYTES
 from shmlog.records.arrow import RECORD_NODES
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pyarrow
-
-
-class Record(NamedTuple):
-    """One record.  data is a read-only memoryview of the mapped segment."""
-
-    lsn: int
-    time_ns: int
-    tag: int
-    writer: int
-    data: memoryview
-
-    @property
-    def next_lsn(self) -> int:
-        """Where reading goes on after this record: a start= that leaves it out."""
-        return self.lsn + frame_bytes(memoryview(self.data).nbytes)
-
-    def __copy__(self) -> Record:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self.data, memoryview):
-            raise TypeError(
-                "a Record cannot be pickled, for its data is a view of the log's file: send"
-                " bytes(record.data), or record._replace(data=bytes(record.data)), or the LSN for take()"
-            )
-        return Record, tuple(self)
 
 
 COLUMNS = ("lsn", "time_ns", "tag", "writer", "nbytes")

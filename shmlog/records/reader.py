@@ -123,7 +123,7 @@ class Reader:
             mapping, at = self._map(begin), begin
             while at < bound and at < stop:
                 found, at, problem = _native.records(
-                    mapping, first, at, stop, bound, self._seed, verify, RECORDS_AT_ONCE, Record, tags
+                    mapping, first, at, stop, bound, self._seed, verify, RECORDS_AT_ONCE, tags
                 )
                 yield from found
                 if problem:

@@ -16,9 +16,7 @@ import operator
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Final
 
 from shmlog import _native
 from shmlog.disk import directory
@@ -28,6 +26,9 @@ from shmlog.format.marks import HEADER_OFFSETS, Header
 from shmlog.records.arrow import Node, nodes_of
 from shmlog.records.batch import RecordBatch
 from shmlog.records.reader import BATCH_RECORDS, Reader, Tags, core_tags
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 BATCH_BYTES: Final = 16 << 20
 """Of copied columns in a batch of an Arrow stream; more only for a single record."""

@@ -11,10 +11,9 @@ block: the bounds are given to it.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmlog import _native
 from shmlog.disk.directory import Directory
@@ -23,6 +22,9 @@ from shmlog.errors import TrimmedError
 from shmlog.format.geometry import frame_bytes
 from shmlog.records.batch import COLUMN_KINDS, RecordBatch
 from shmlog.records.reader import missing, unreadable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 KEPT_BYTES: Final = 64 << 30
 KEPT_SEGMENTS: Final = 1024

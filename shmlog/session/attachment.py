@@ -35,6 +35,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shmlog import _native
 from shmlog.disk import segment
 from shmlog.disk.cases import Case
 from shmlog.disk.directory import Directory
@@ -48,6 +49,7 @@ from shmlog.memory import block
 from shmlog.memory.block import StaleBlockError
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants, TableFullError
+from shmlog.session.beginning import first_piece
 from shmlog.system import files
 from shmlog.system.locks import FIRST_PARTICIPANT_BYTE, LEASE_BYTE, SETUP_BYTE, LockFile, take_setup
 
@@ -74,6 +76,8 @@ class Attachment:
     boot_id: bytes
     recovery: Recovery | None
     """what was found, if this process had to recover the log"""
+    first: _native.Mapping | None = None
+    """of the segment at the end, if this process prepared it (session/beginning)"""
 
     def flusher_runs(self) -> bool:
         return self.lock.locked(LEASE_BYTE)
@@ -97,12 +101,13 @@ def attach(
     lock: LockFile | None = None,
     make: bool = True,
     when_full: Callable[[], None] | None = None,
+    prepare: bool = False,
 ) -> Attachment:
     """Join the log, as the table above.  A lock given stays the caller's on an error.
 
     make=False: FileNotFoundError instead of a new block when there is none and nobody
-    lives.  when_full: called now and then while every slot is used; it should see to a
-    flusher, which frees those of the dead."""
+    lives.  prepare: who makes the block makes the first piece, too.  when_full: called now and
+    then while every slot is used; it should see to a flusher, which frees those of the dead."""
     boot = files.boot_id()
     own = lock is None
     lock = lock or LockFile(directory.lock_path)
@@ -111,11 +116,13 @@ def attach(
         while True:
             take_setup(lock, deadline)
             try:
-                control, recovery = _join_or_make(directory, lock, boot, mode, make)
+                control, recovery, first = _join_or_make(directory, lock, boot, mode, make, prepare)
                 participants = control.participants(lock)
                 if role != ROLE_HANDLE:  # flushers that failed have left their slots
                     participants.retire_dead()
                 number = participants.take(role)
+                if first is not None:
+                    participants.say_maker(number)
                 break
             except BlockMissingError:
                 if time.monotonic() >= patience:
@@ -134,12 +141,12 @@ def attach(
         if own:
             lock.close()
         raise
-    return Attachment(directory, lock, control, participants, number, boot, recovery)
+    return Attachment(directory, lock, control, participants, number, boot, recovery, first)
 
 
 def _join_or_make(
-    directory: Directory, lock: LockFile, boot: bytes, mode: int, make: bool
-) -> tuple[ControlBlock, Recovery | None]:
+    directory: Directory, lock: LockFile, boot: bytes, mode: int, make: bool, prepare: bool
+) -> tuple[ControlBlock, Recovery | None, _native.Mapping | None]:
     identity = directory.identity
     found: Recovery | None = None
     try:
@@ -157,7 +164,7 @@ def _join_or_make(
     else:
         doubt = None if control.failed or somebody_lives(lock) else _doubt(directory, control)
         if doubt is None:
-            return control, None
+            return control, None, None
         log.warning(
             "%s: its control block is not believed, for nobody used it: %s; the files are recovered",
             directory.path,
@@ -168,8 +175,9 @@ def _join_or_make(
     found = found or recover(directory, boot)
     _report(directory, found)
     end, trimmed = found.end_lsn, found.trimmed_lsn
-    control = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place())
-    return control, found
+    prepared, first = first_piece(directory, found, boot, mode) if prepare else (end, None)
+    control = ControlBlock.create(identity, boot, end, trimmed, found.epoch, mode, lock.place(), prepared)
+    return control, found, first
 
 
 def _doubt(directory: Directory, control: ControlBlock) -> str | None:

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import struct
 import sys
@@ -199,7 +198,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 def write_atomically(path: str, data: bytes, mode: int) -> None:
     """Make `path` hold `data` durably, at once or not at all."""
-    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+    temporary = f"{path}.{os.urandom(8).hex()}.tmp"
     fd = create_file(temporary, mode)
     try:
         write_all(fd, data, 0)

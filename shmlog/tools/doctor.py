@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmlog.disk import cursors, directory, failure, segment
+from shmlog.disk import cursors, directory, failure, segment, settings
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import inspect
 from shmlog.disk.segments import list_segments, newest_mark, segment_path
@@ -68,6 +68,7 @@ def examine(path: str | os.PathLike[str]) -> list[Check]:
         _participants,
         _failure,
         _files,
+        _retention,
         _cursors,
         _leftovers,
     )
@@ -315,6 +316,21 @@ def _check_live(where: Directory, view: ControlView) -> Check:
     if mark is not None and mark.durable_lsn > view.load(CB.DURABLE_LSN):
         raise FormatError(f"the newest mark vouches up to LSN {mark.durable_lsn}, above what is durable")
     return Check("files", OK, f"{len(segments)} segments, headers and marks in order")
+
+
+def _retention(where: Directory) -> Checks:
+    view = view_of(where, files.boot_id())
+    try:
+        found = settings.load_retention(where)
+    except (FormatError, OSError) as error:
+        advice = "`shmlog configure DIR` says it anew; until then what was said before is followed"
+        yield Check("retention", WRONG, str(error), advice)
+        return
+    if view is not None and view.load(CB.BUDGET_HELD):
+        advice = "read on with the cursor that is furthest behind, or `shmlog configure DIR --when-full trim`"
+        yield Check("retention", WARNING, "room waits for a trim that something holds back", advice)
+    else:
+        yield Check("retention", OK, str(found) if found else "all is kept")
 
 
 def _cursors(where: Directory) -> Checks:

@@ -19,7 +19,6 @@ import importlib
 import io
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -116,7 +115,7 @@ def export(
         low = max((lsn for lsn in (start, begin) if lsn is not None), default=None)
         high = min((lsn for lsn in (stop, end) if lsn is not None), default=None)
         scan = log.scan(low, high, tags=tags)
-        temporary = f"{to}.{secrets.token_hex(8)}.tmp"
+        temporary = f"{to}.{os.urandom(8).hex()}.tmp"
         try:
             records = _WRITERS[kind](scan, temporary, dtype, progress or _silent)
             with files.descriptor(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)) as fd:

@@ -15,7 +15,19 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WORKLOADS = ("append", "durable", "tail", "read", "recovery", "roll", "idle", "growth", "sync_bytes", "tasks")
+WORKLOADS = (
+    "append",
+    "durable",
+    "tail",
+    "read",
+    "recovery",
+    "roll",
+    "first",
+    "idle",
+    "growth",
+    "sync_bytes",
+    "tasks",
+)
 
 
 def run(workload: str, tmp_path: Path, *options: str) -> dict[str, Any]:

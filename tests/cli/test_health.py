@@ -20,10 +20,12 @@ from support.processes import (
     Wire,
     block_path,
     flusher_pid,
+    flusher_pids,
     kill_everybody,
     lose_shared_memory,
     shared_names,
     stopped,
+    until,
 )
 
 import shmlog
@@ -160,6 +162,11 @@ def _spoil_cursor(log_path: Path) -> None:
     assert "no valid copy" in _doctor(log_path, status=1)["cursor"]["text"]
 
 
+def _spoil_retention(log_path: Path) -> None:
+    (log_path / "retention.json").write_bytes(b"{")
+    assert "retention.json" in _doctor(log_path, status=1)["retention"]["text"]
+
+
 def _cut_live_segment(log_path: Path) -> None:
     path = log_path / "segments" / f"{0:020d}.seg"
     with shmlog.open(log_path) as log:
@@ -173,12 +180,15 @@ def _cut_live_segment(log_path: Path) -> None:
 
 
 def _without_lock(log_path: Path) -> None:
+    until(lambda: not flusher_pids(log_path), "no flusher that came late makes it again")
     (log_path / "LOCK").unlink()
     assert "has no LOCK" in _doctor(log_path, status=1)["place"]["text"]
 
 
 @pytest.mark.parametrize(
-    "fault", [_latch, _damage, _spoil_cursor, _cut_live_segment, _without_lock], ids=lambda f: f.__name__
+    "fault",
+    [_latch, _damage, _spoil_cursor, _spoil_retention, _cut_live_segment, _without_lock],
+    ids=lambda f: f.__name__,
 )
 def test_doctor_names_a_fault_of_the_files_or_a_failed_log(
     log_path: Path, fault: Callable[[Path], None]

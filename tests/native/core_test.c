@@ -100,7 +100,7 @@ static void *write_records(void *number) {
     segment_entry_t *entries = calloc(segment_entries(SEGMENT, WINDOW), sizeof *entries);
     writer_initialize(&w, entries, 5, SEGMENT, WINDOW);
     writer_attach(&w, control, NULL, ring, (uint16_t)(uintptr_t)number);
-    segment_map(&w, 0, frames, NULL);
+    segment_map(&w, 0, frames, NULL, NULL);
     for (uint32_t i = 0; i < RECORDS; i++) {
         uint8_t data[200];
         memset(data, (int)(i & 0xFF), sizeof data);

@@ -65,7 +65,7 @@ static void prepare(void) {
         memset(entries[n], 0, sizeof entries[n]);
         writer_initialize(&writers[n], entries[n], SEED, SEGMENT, WINDOW);
         writer_attach(&writers[n], control, NULL, ring, (uint16_t)n);
-        segment_map(&writers[n], 0, model_plain, NULL);
+        segment_map(&writers[n], 0, model_plain, NULL, NULL);
     }
     bells = step_locked = 0;
     bell_view = step_view = (view_t){0};

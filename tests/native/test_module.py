@@ -61,7 +61,7 @@ spec = importlib.util.spec_from_file_location("shmlog._native", first.__file__)
 second = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(second)
 types = [value for value in vars(second).values() if isinstance(value, type)]
-assert len(types) == 6, types
+assert len(types) == 7, types
 left = [weakref.ref(kind) for kind in types]
 del second, spec, types
 gc.collect()
@@ -233,7 +233,7 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
         "walk": lambda: _native.walk(
             memoryview(mapping)[SEGMENT_HEADER_BYTES:], 0, 0, 64, 7, True, -1, False, columns
         ),
-        "records": lambda: _native.records(mapping, 0, 0, 64, 64, 7, True, 8, tuple_of_five),
+        "records": lambda: _native.records(mapping, 0, 0, 64, 64, 7, True, 8),
         "arrow_array": lambda: _native.arrow_array(RECORD_NODES, mapping, columns, places, None),
         "arrow_stream": lambda: _native.arrow_stream(*stream),
         "take": lambda: (_native.take_rows(*taking, 5, room), _native.take_records(*taking, columns, places)),
@@ -246,12 +246,6 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
         "check_timeout": lambda: _native.check_timeout(1.5),
         "types": lambda: Slow(7, GEOMETRY.segment_bytes, GEOMETRY.window_bytes)._attach(control, 1),
     }
-
-
-class tuple_of_five(tuple[Any, ...]):
-    """As a NamedTuple's class is one."""
-
-    __slots__ = ()
 
 
 NAMES = [

@@ -368,7 +368,7 @@ MENDED = (
     bug(
         "a link leads to the segments",
         "process/test_started_flusher.py::test_a_log_whose_segments_are_elsewhere_is_refused",
-        ("disk/directory.py", "    files.check_part(where.segments_path)\n", ""),
+        ("disk/directory.py", "    files.check_part(where.segments_path, owner)\n", ""),
     ),
     bug(
         "the holder of the set-up byte is waited for without an end",

@@ -276,7 +276,7 @@ def test_every_slot_taken_is_an_attach_error_that_goes_with_a_slot(
     monkeypatch.setattr(participants, "PARTICIPANT_COUNT", 4)
     monkeypatch.setattr(participants, "FLUSHER_SLOTS", 1)
     with shmlog.open(log_path, create=True) as log:
-        log.append(b"x")  # the flusher has a slot
+        log.append(b"x", durable=True)  # the flusher has a slot
         second = shmlog.open(log_path)
         with pytest.raises(shmlog.AttachError, match="all 3 participant slots"):
             shmlog.open(log_path, timeout=0.2)

@@ -66,8 +66,9 @@ def test_a_close_that_is_not_the_last_does_not_wait(log_path: Path, mode: Mode) 
 def test_a_last_close_beside_a_suspended_flusher_says_what_is_not_durable(log_path: Path, mode: Mode) -> None:
     shmlog.open(log_path, create=True).close()
     with _staying_flusher(log_path) as flusher:
-        log = shmlog.open(log_path, flusher=mode, timeout=0.3)
+        log = shmlog.open(log_path, flusher=mode)
         log.append(b"x", durable=True)
+        log._timeout = 0.3
         with stopped(flusher.pid):
             lsn = log.append(b"y")
             with pytest.raises(TimeoutError, match=f"from LSN {lsn} on is not known to be durable"):
@@ -82,8 +83,9 @@ def test_a_last_close_beside_a_suspended_flusher_says_what_is_not_durable(log_pa
 
 
 def test_a_last_close_whose_own_flusher_is_suspended_says_what_is_not_durable(log_path: Path) -> None:
-    log = shmlog.open(log_path, create=True, timeout=0.5)
+    log = shmlog.open(log_path, create=True)
     log.append(b"x", durable=True)
+    log._timeout = 0.5
     with stopped(find_flusher(log)):
         lsn = log.append(b"y")
         with pytest.raises(TimeoutError, match=f"from LSN {lsn} on is not known to be durable"):

@@ -108,6 +108,7 @@ def test_a_file_in_another_users_log_that_is_not_theirs_is_refused_to_root(
 def test_a_control_block_that_is_not_the_owners_is_refused_to_root(open_path: Path) -> None:
     with shmlog.open(open_path, create=True) as log:
         log.append(b"x", durable=True)
+        until(lambda: len(list(open_path.glob("segments/*.seg"))) == 2, "no more is made meanwhile")
         _give(open_path, OWNER, OWNER, 0o600)
         os.chown(block_path(open_path), STRANGER, STRANGER)
         with pytest.raises(shmlog.AttachError, match="belongs to user 65533, not to 65534"):

@@ -245,10 +245,12 @@ def test_close_during_appends_lets_each_append_finish_or_raise_closed(log_path: 
 
 
 def test_close_refused_by_an_open_reservation_leaves_the_handle_usable(log_path: Path) -> None:
-    with shmlog.open(log_path, create=True, timeout=0.05) as log:
-        with log.reserve(10, timeout=30) as reservation:
+    with shmlog.open(log_path, create=True) as log:
+        with log.reserve(10) as reservation:
+            log._timeout = 0.05
             with pytest.raises(TimeoutError, match="1 appends or reservations"):
                 log.close()
+            log._timeout = 30
             reservation.buffer[:] = b"0123456789"
             second = log.append(b"after the refused close", timeout=30)
         log.wait_committed(second, 30)

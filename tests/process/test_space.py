@@ -229,6 +229,7 @@ def _write_into_cut_segment(wire: Wire, path: Path) -> tuple[str, str]:
 
 def _cut_under_a_writer(log_path: Path) -> tuple[str, str]:
     with shmlog.open(log_path, create=True, segment_bytes=1 << 20) as log:
+        log.append(b"served", durable=True)  # else a flusher would open what is cut already
         with Child(_write_into_cut_segment, log_path) as child:
             child.hear()
             _cut(log_path)

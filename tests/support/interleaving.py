@@ -317,7 +317,7 @@ class World:
                     window_bytes=world.window_bytes,
                     piece_end=lambda lsn: lsn - lsn % piece + piece,
                 )
-                super().__init__(block, None, geometry, None, None)
+                super().__init__(block, None, geometry, None, None, None)
                 self._ahead_pieces = 0
                 self._wanted = Wanted()
 

@@ -148,8 +148,44 @@ static inline int64_t wall_clock_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* Write a large payload at `at` and then its header, by pwrite.  DONE, DISK (t->want), or MAP: the
+ * same is to be done by stores.  A5: unless it was summed, it is summed where it lies now, in the log. */
+static inline int put_large(const writer_t *w, const uint8_t *from, uint8_t *at, frame_t f, const uint32_t *crc,
+                            uint64_t *error) {
+    const file_t *file = segment_file(w, f.lsn);
+    if (!file_usable(file))
+        return OUTCOME_MAP;
+    uint64_t offset = SEGMENT_HEADER_BYTES + (f.lsn & (w->segment_bytes - 1));
+    uint64_t padding = frame_bytes(f.payload_bytes) - FRAME_HEADER_BYTES - f.payload_bytes;
+    int end = large_write(file, from, f.payload_bytes, padding, offset + FRAME_HEADER_BYTES);
+    if (end == LARGE_WRITTEN) {
+        SHMLOG_STEP("header");
+        f.crc32c = frame_crc(crc ? *crc : crc32c(w->seed, at + FRAME_HEADER_BYTES, f.payload_bytes), &f);
+        end = large_write(file, &f, sizeof f, 0, offset);
+    }
+    *error = (uint64_t)end;
+    return end == LARGE_WRITTEN ? OUTCOME_DONE : end == LARGE_UNUSABLE ? OUTCOME_MAP : OUTCOME_DISK;
+}
+
+/* Write a payload at `at`, which is mapped, and then its header. */
+static inline int put(const writer_t *w, const uint8_t *from, uint8_t *at, frame_t f, const uint32_t *crc,
+                      ticketed_t *t) {
+    SHMLOG_STEP("copy");
+    if (f.payload_bytes >= LARGE_BYTES) {
+        int outcome = put_large(w, from, at, f, crc, &t->want);
+        if (outcome != OUTCOME_MAP)
+            return outcome;
+    }
+    if (f.payload_bytes)
+        memcpy(at + FRAME_HEADER_BYTES, from, f.payload_bytes);
+    SHMLOG_STEP("header");
+    /* A5 */
+    frame_seal(at, f, crc ? *crc : crc32c(w->seed, at + FRAME_HEADER_BYTES, f.payload_bytes));
+    return OUTCOME_DONE;
+}
+
 /* Copy the plan into its reservation.  lsns[i] is set to each frame's LSN. */
-static inline int fill(writer_t *w, const plan_t *plan, const ticketed_t *t, uint64_t *lsns) {
+static inline int fill(writer_t *w, const plan_t *plan, ticketed_t *t, uint64_t *lsns) {
     int64_t now = wall_clock_ns();
     uint64_t pos = t->begin, segment_end = segment_end_of(w, pos);
     guard_range_t *range = NULL;
@@ -178,14 +214,10 @@ static inline int fill(writer_t *w, const plan_t *plan, const ticketed_t *t, uin
                      .kind = KIND_DATA,
                      .flags = i + 1 < plan->count ? plan->batch_flag : 0};
         const uint8_t *from = plan->pieces ? plan->pieces[i].data : plan->rows + i * payload;
-        SHMLOG_STEP("copy");
-        if (payload)
-            memcpy(at + FRAME_HEADER_BYTES, from, payload);
-        SHMLOG_STEP("header");
-        /* A5 */
         int summed = plan->pieces && plan->pieces[i].summed;
-        uint32_t crc = summed ? plan->pieces[i].crc : crc32c(w->seed, at + FRAME_HEADER_BYTES, payload);
-        frame_seal(at, f, crc);
+        int outcome = put(w, from, at, f, summed ? &plan->pieces[i].crc : NULL, t);
+        if (outcome != OUTCOME_DONE)
+            return guard_faulted(range) ? OUTCOME_FAULT : outcome;
         lsns[i] = pos;
         pos += bytes;
     }
@@ -208,7 +240,21 @@ static inline int publish(writer_t *w, ticketed_t *t, uint64_t records, uint64_t
     return OUTCOME_DONE;
 }
 
-/* The whole append under a claim already taken.  On DONE the claim is free again;
+/* Give a whole reservation back: FILL over each segment's part, published. */
+static inline int give_back(writer_t *w, ticketed_t *t) {
+    int64_t now = wall_clock_ns();
+    for (uint64_t lsn = t->begin, end; lsn < t->end; lsn = end) {
+        end = segment_end_of(w, lsn) < t->end ? segment_end_of(w, lsn) : t->end;
+        guard_range_t *range = NULL;
+        uint8_t *at = segment_frames(w, lsn, &range) + (lsn & (w->segment_bytes - 1));
+        frame_seal_filler(at, KIND_FILL, lsn, end - lsn, now, w->number, 0, w->seed);
+        if (guard_faulted(range))
+            return OUTCOME_FAULT;
+    }
+    return publish(w, t, 0, 0);
+}
+
+/* The whole append under a claim already taken.  On DONE and DISK the claim is free again;
  * on ROOM and MAP it is still taken and nothing is reserved. */
 static inline int append_plan(writer_t *w, const plan_t *plan, ticketed_t *t, uint64_t *lsns) {
     int outcome = reserve(w, plan, t);
@@ -216,21 +262,28 @@ static inline int append_plan(writer_t *w, const plan_t *plan, ticketed_t *t, ui
         outcome = fill(w, plan, t, lsns);
     if (outcome == OUTCOME_DONE)
         outcome = publish(w, t, plan->count, plan->payload_bytes);
-    return outcome;
+    if (outcome != OUTCOME_DISK)
+        return outcome;
+    int given = give_back(w, t);
+    return given == OUTCOME_DONE ? OUTCOME_DISK : given;
 }
 
-/* A record whose place is reserved and whose payload its owner writes there. */
+/* A record whose place is reserved and whose payload its owner writes there, or, if it is large,
+ * into memory of its own, from where it is put there. */
 typedef struct {
     ticketed_t t;
     uint64_t start; /* the frame's LSN; t.begin is lower when a PAD goes first */
     uint64_t payload_bytes;
-    uint8_t *payload;
+    uint8_t *at;          /* the frame's address */
+    uint8_t *payload;     /* where its owner writes */
     guard_range_t *range; /* of the mapping that holds the frame */
     uint32_t tag;
 } place_t;
 
-/* Reserve the place of one record under a claim already taken.  Outcomes as reserve(). */
-static inline int place_reserve(writer_t *w, uint64_t payload_bytes, uint32_t tag, place_t *place) {
+/* Reserve the place of one record under a claim already taken; `memory` is the owner's if it is
+ * large, or NULL.  Outcomes as reserve(). */
+static inline int place_reserve(writer_t *w, uint64_t payload_bytes, uint32_t tag, uint8_t *memory,
+                                place_t *place) {
     piece_t piece = {.bytes = payload_bytes};
     plan_t plan = {.pieces = &piece, .count = 1, .frame_bytes = frame_bytes(payload_bytes)};
     int outcome = reserve(w, &plan, &place->t);
@@ -238,7 +291,8 @@ static inline int place_reserve(writer_t *w, uint64_t payload_bytes, uint32_t ta
         return outcome;
     place->start = place->t.end - plan.frame_bytes;
     uint8_t *frames = segment_frames(w, place->start, &place->range);
-    place->payload = frames + (place->start & (w->segment_bytes - 1)) + FRAME_HEADER_BYTES;
+    place->at = frames + (place->start & (w->segment_bytes - 1));
+    place->payload = memory ? memory : place->at + FRAME_HEADER_BYTES;
     place->payload_bytes = payload_bytes;
     place->tag = tag;
     return OUTCOME_DONE;
@@ -255,8 +309,9 @@ static inline int place_pad(const writer_t *w, const place_t *place, int64_t now
     return guard_faulted(range) ? OUTCOME_FAULT : OUTCOME_DONE;
 }
 
-/* Sum the payload as it is now and write the headers; publish() comes next. */
-static inline int place_seal(const writer_t *w, const place_t *place) {
+/* Put the payload there as it is now, sum it and write the headers; publish() comes next, or
+ * after DISK place_abandon(). */
+static inline int place_seal(const writer_t *w, place_t *place) {
     int64_t now = wall_clock_ns();
     int outcome = place_pad(w, place, now);
     frame_t f = {.payload_bytes = (uint32_t)place->payload_bytes,
@@ -265,7 +320,11 @@ static inline int place_seal(const writer_t *w, const place_t *place) {
                  .tag = place->tag,
                  .writer = w->number,
                  .kind = KIND_DATA};
-    frame_seal(place->payload - FRAME_HEADER_BYTES, f, crc32c(w->seed, place->payload, place->payload_bytes));
+    uint8_t *there = place->at + FRAME_HEADER_BYTES;
+    if (place->payload == there)
+        frame_seal(place->at, f, crc32c(w->seed, there, place->payload_bytes));
+    else if (outcome == OUTCOME_DONE)
+        outcome = put(w, place->payload, place->at, f, NULL, &place->t);
     return guard_faulted(place->range) ? OUTCOME_FAULT : outcome;
 }
 
@@ -276,7 +335,7 @@ static inline int place_abandon(writer_t *w, place_t *place) {
     int outcome = place_pad(w, place, now);
     if (outcome != OUTCOME_DONE)
         return outcome;
-    frame_seal_filler(place->payload - FRAME_HEADER_BYTES, KIND_FILL, place->start, bytes, now, w->number, 0,
+    frame_seal_filler(place->at, KIND_FILL, place->start, bytes, now, w->number, 0,
                       w->seed);
     return guard_faulted(place->range) ? OUTCOME_FAULT : publish(w, &place->t, 0, 0);
 }

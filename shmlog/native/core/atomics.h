@@ -55,7 +55,8 @@ enum outcome {
     OUTCOME_STALE = 3,  /* forked, closed or a mapping faulted: nothing was reserved */
     OUTCOME_CLAIMS = 4, /* every claim of this participant is in use */
     OUTCOME_FAULT = 5,  /* a mapping faulted while copying: reserved, never published */
-    OUTCOME_DIED = 6    /* test build only */
+    OUTCOME_DIED = 6,   /* test build only */
+    OUTCOME_DISK = 7    /* the disk refused a large payload: its range was given back */
 };
 
 static inline shared_u64 *word_at(uint8_t *base, uint64_t offset) {

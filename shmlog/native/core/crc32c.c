@@ -77,7 +77,7 @@ static inline uint32_t crc_skip(uint32_t table[4][256], uint32_t crc) {
 }
 
 #if defined(__x86_64__)
-#include <nmmintrin.h>
+#include <immintrin.h>
 #define CRC_TARGET __attribute__((target("sse4.2")))
 #define CRC_STEP64(crc, v) _mm_crc32_u64((crc), (v))
 #define CRC_STEP8(crc, v) _mm_crc32_u8((uint32_t)(crc), (v))
@@ -133,6 +133,56 @@ CRC_TARGET static uint32_t crc_raw_hardware(uint32_t crc, const uint8_t *p, size
 }
 #endif
 
+#if defined(__x86_64__)
+#define CRC_FOLD_BYTES 256u /* four registers of 64 bytes */
+#define CRC_FOLD_LEAST 1024u
+#define CRC_FOLD_TARGET __attribute__((target("avx512f,vpclmulqdq")))
+
+static uint64_t crc_fold_low, crc_fold_high; /* x^(8 * CRC_FOLD_BYTES +- 32), reflected, times x */
+
+static uint64_t crc_power(unsigned exponent) {
+    uint32_t power = UINT32_C(1) << 31; /* 1, reflected */
+    while (exponent--)
+        power = power & 1 ? (power >> 1) ^ CRC32C_POLYNOMIAL : power >> 1;
+    return (uint64_t)power << 1;
+}
+
+CRC_FOLD_TARGET static inline __m512i crc_fold(__m512i sum, __m512i by, const uint8_t *next) {
+    __m512i low = _mm512_clmulepi64_epi128(sum, by, 0x00), high = _mm512_clmulepi64_epi128(sum, by, 0x11);
+    return _mm512_ternarylogic_epi64(low, high, _mm512_loadu_si512(next), 0x96); /* all three, by xor */
+}
+
+/* Four registers hold 256 bytes that leave the same remainder as all that went before. */
+CRC_FOLD_TARGET static uint32_t crc_raw_folding(uint32_t crc, const uint8_t *p, size_t n) {
+    if (n < CRC_FOLD_LEAST)
+        return crc_raw_hardware(crc, p, n);
+    const __m512i by = _mm512_set_epi64((long long)crc_fold_high, (long long)crc_fold_low,
+                                        (long long)crc_fold_high, (long long)crc_fold_low,
+                                        (long long)crc_fold_high, (long long)crc_fold_low,
+                                        (long long)crc_fold_high, (long long)crc_fold_low);
+    __m512i a = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
+    __m512i b = _mm512_loadu_si512(p + 64), c = _mm512_loadu_si512(p + 128), d = _mm512_loadu_si512(p + 192);
+    for (p += CRC_FOLD_BYTES, n -= CRC_FOLD_BYTES; n >= CRC_FOLD_BYTES; p += CRC_FOLD_BYTES, n -= CRC_FOLD_BYTES) {
+        a = crc_fold(a, by, p);
+        b = crc_fold(b, by, p + 64);
+        c = crc_fold(c, by, p + 128);
+        d = crc_fold(d, by, p + 192);
+    }
+    uint8_t rest[CRC_FOLD_BYTES];
+    _mm512_storeu_si512(rest, a);
+    _mm512_storeu_si512(rest + 64, b);
+    _mm512_storeu_si512(rest + 128, c);
+    _mm512_storeu_si512(rest + 192, d);
+    return crc_raw_hardware(crc_raw_hardware(0, rest, sizeof rest), p, n);
+}
+
+static int crc_folds(void) {
+    crc_fold_low = crc_power(8 * CRC_FOLD_BYTES + 32);
+    crc_fold_high = crc_power(8 * CRC_FOLD_BYTES - 32);
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq");
+}
+#endif
+
 uint32_t (*crc_raw)(uint32_t crc, const uint8_t *data, size_t n) = crc_raw_table;
 
 static void crc_make(void) {
@@ -140,6 +190,10 @@ static void crc_make(void) {
 #ifndef CRC_NO_HARDWARE
     if (crc_hardware())
         crc_raw = crc_raw_hardware;
+#endif
+#if defined(__x86_64__)
+    if (crc_raw != crc_raw_table && crc_folds())
+        crc_raw = crc_raw_folding;
 #endif
 }
 

@@ -17,6 +17,7 @@
 #define SHMLOG_MAP_H
 
 #include "guard.h"
+#include "large.h"
 
 typedef struct {
     _Atomic size_t holders;
@@ -24,6 +25,7 @@ typedef struct {
     size_t bytes;
     int writable;
     guard_range_t *range; /* NULL: no file is behind it, so nothing can fault */
+    file_t file;          /* a descriptor of the map's own, if it was asked for and there was one */
 } map_t;
 
 /* Map a file, shared, with one holder: 0 or an errno; ENOMEM when there are too many. */
@@ -31,6 +33,9 @@ int map_file(int fd, size_t bytes, int writable, map_t **out);
 
 /* Zeroed pages of this process alone, with one holder: 0 or ENOMEM. */
 int map_memory(size_t bytes, map_t **out);
+
+/* Keep a descriptor of the file of a map that nobody else has yet; none if there are too many. */
+void map_keep_file(map_t *map, int fd);
 
 void map_drop(map_t *map);
 

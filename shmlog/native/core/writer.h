@@ -24,12 +24,14 @@
 #include "atomics.h"
 #include "bitmap.h"
 #include "guard.h"
+#include "large.h"
 #include "layout.h"
 
 typedef struct {
     _Atomic uint64_t key; /* segment number + 1; 0: empty */
     uint8_t *_Atomic frames; /* the segment's first frame */
     guard_range_t *_Atomic range;
+    const file_t *_Atomic file; /* for large payloads; NULL: none */
 } segment_entry_t;
 
 typedef struct {
@@ -57,7 +59,7 @@ typedef struct {
     uint8_t *claim; /* a CL_* record in shared memory */
     unsigned claim_no;
     uint64_t begin, end; /* the reservation */
-    uint64_t want;       /* ROOM: how far; MAP: which LSN */
+    uint64_t want;       /* ROOM: how far; MAP: which LSN; DISK: the errno */
 } ticketed_t;
 
 /* How many entries the table needs so that a window's segments never meet in one. */
@@ -150,11 +152,13 @@ static inline int segment_make_way(writer_t *w, uint64_t number) {
     return 1;
 }
 
-/* Use a segment whose first frame is at `frames`. */
-static inline void segment_map(writer_t *w, uint64_t number, uint8_t *frames, guard_range_t *range) {
+/* Use a segment whose first frame is at `frames`; `range` and `file` may be NULL. */
+static inline void segment_map(writer_t *w, uint64_t number, uint8_t *frames, guard_range_t *range,
+                               const file_t *file) {
     segment_entry_t *entry = &w->segments[segment_index(w, number)];
     atomic_store(&entry->frames, frames);
     atomic_store(&entry->range, range);
+    atomic_store(&entry->file, file);
     atomic_store_explicit(&entry->key, number + 1, memory_order_release);
 }
 
@@ -175,6 +179,12 @@ static inline uint8_t *segment_frames(const writer_t *w, uint64_t lsn, guard_ran
     if (range)
         *range = atomic_load_explicit(&entry->range, memory_order_relaxed);
     return atomic_load_explicit(&entry->frames, memory_order_relaxed);
+}
+
+/* Of a segment that is mapped. */
+static inline const file_t *segment_file(const writer_t *w, uint64_t lsn) {
+    segment_entry_t *entry = &w->segments[lsn >> w->segment_shift & w->segment_mask];
+    return atomic_load_explicit(&entry->file, memory_order_relaxed);
 }
 
 static inline uint64_t segment_end_of(const writer_t *w, uint64_t lsn) {

@@ -11,6 +11,8 @@
 
 #include "../core/wait.h"
 
+#include <errno.h>
+
 int slow(WriterObject *self, int reason, uint64_t lsn, options_t *o) {
     if (writer_ready(self) != 0)
         return -1;
@@ -49,6 +51,12 @@ int again(WriterObject *self, int outcome, ticketed_t *t, options_t *o) {
 int faulted(WriterObject *self, const ticketed_t *t, options_t *o) {
     claim_lose(&self->w, t);
     slow(self, SLOW_FAULT, t->begin, o);
+    return -1;
+}
+
+int refused(const ticketed_t *t) {
+    errno = (int)t->want;
+    PyErr_SetFromErrno(PyExc_OSError);
     return -1;
 }
 
@@ -118,6 +126,8 @@ static int append_all(WriterObject *self, const plan_t *plan, uint64_t *lsns, op
             return 0;
         if (outcome == OUTCOME_FAULT)
             return faulted(self, &t, o);
+        if (outcome == OUTCOME_DISK)
+            return refused(&t);
         if (outcome == OUTCOME_DIED) {
             died();
             return -1;

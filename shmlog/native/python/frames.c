@@ -126,28 +126,6 @@ static PyObject *py_walk(PyObject *module, PyObject *args) {
     return result;
 }
 
-/* One instance of `type`, a tuple of (lsn, time_ns, tag, writer, data). */
-static PyObject *make_record(PyTypeObject *type, const frame_t *f, PyObject *memory, uint64_t payload_at) {
-    PyObject *record = type->tp_alloc(type, 5);
-    PyObject *begin = PyLong_FromUnsignedLongLong(payload_at);
-    PyObject *end = PyLong_FromUnsignedLongLong(payload_at + f->payload_bytes);
-    PyObject *slice = begin && end ? PySlice_New(begin, end, NULL) : NULL;
-    Py_XDECREF(begin);
-    Py_XDECREF(end);
-    if (record && slice) {
-        PyTuple_SET_ITEM(record, 0, PyLong_FromUnsignedLongLong(f->lsn));
-        PyTuple_SET_ITEM(record, 1, PyLong_FromLongLong(f->time_ns));
-        PyTuple_SET_ITEM(record, 2, PyLong_FromUnsignedLong(f->tag));
-        PyTuple_SET_ITEM(record, 3, PyLong_FromUnsignedLong(f->writer));
-        PyTuple_SET_ITEM(record, 4, PyObject_GetItem(memory, slice));
-    }
-    Py_XDECREF(slice);
-    for (Py_ssize_t i = 0; record && i < 5; i++)
-        if (!PyTuple_GET_ITEM(record, i))
-            Py_CLEAR(record);
-    return record;
-}
-
 /* What records() was asked for, and how far it is. */
 typedef struct {
     MappingObject *mapping;
@@ -186,7 +164,7 @@ static int records_make(records_t *r, PyObject *memory, PyObject *records) {
         if (r->problem != FRAME_VALID)
             return 0;
         if (f.kind == KIND_DATA && tags_have(&r->tags, f.tag)) {
-            PyObject *record = make_record(r->type, &f, memory, offset + FRAME_HEADER_BYTES);
+            PyObject *record = record_of(r->type, &f, memory, offset + FRAME_HEADER_BYTES);
             int failed = !record || PyList_Append(records, record) != 0;
             Py_XDECREF(record);
             if (failed)
@@ -199,15 +177,12 @@ static int records_make(records_t *r, PyObject *memory, PyObject *records) {
 
 /* The segment's first frame, at base_lsn, follows its header in the mapping. */
 static PyObject *py_records(PyObject *module, PyObject *args) {
-    records_t r = {.problem = FRAME_VALID};
+    records_t r = {.problem = FRAME_VALID, .type = state_of(module)->record_type};
     PyObject *wanted = NULL;
-    if (!PyArg_ParseTuple(args, "O!KKKKIpnO!|O", state_of(module)->mapping_type, &r.mapping, &r.base_lsn,
-                          &r.lsn, &r.stop_lsn, &r.end_lsn, &r.seed, &r.verify, &r.most, &PyType_Type,
-                          &r.type, &wanted) ||
+    if (!PyArg_ParseTuple(args, "O!KKKKIpn|O", state_of(module)->mapping_type, &r.mapping, &r.base_lsn,
+                          &r.lsn, &r.stop_lsn, &r.end_lsn, &r.seed, &r.verify, &r.most, &wanted) ||
         parse_tags(wanted, &r.tags) != 0)
         return NULL;
-    if (!PyType_IsSubtype(r.type, &PyTuple_Type) || r.type->tp_itemsize != sizeof(PyObject *))
-        return PyErr_Format(PyExc_TypeError, "%s is no kind of tuple", r.type->tp_name);
     Py_ssize_t frames = (Py_ssize_t)r.mapping->bytes - SEGMENT_HEADER_BYTES;
     if (frames < 0)
         return PyErr_Format(PyExc_ValueError, "the mapping is too small for a segment");
@@ -286,9 +261,9 @@ static PyMethodDef frames_functions[] = {
     {"crc32c_table", py_crc32c_table, METH_VARARGS,
      "crc32c_table(data, seed=0)\n--\n\nCRC-32C by the portable path."},
     {"records", py_records, METH_VARARGS,
-     "records(mapping, base_lsn, begin_lsn, stop_lsn, end_lsn, seed, verify, most, type, tags=None)\n--\n\n"
+     "records(mapping, base_lsn, begin_lsn, stop_lsn, end_lsn, seed, verify, most, tags=None)\n--\n\n"
      "The DATA frames of a mapped segment that begin in [begin_lsn, stop_lsn) and end by end_lsn, at most\n"
-     "so many, as instances of a tuple type: ([(lsn, time_ns, tag, writer, data)], next_lsn, problem)."},
+     "so many: ([Record], next_lsn, problem)."},
     {"walk", py_walk, METH_VARARGS,
      "walk(buffer, base_lsn, begin_lsn, end_lsn, seed, verify, tags, stop_at_gap, columns, stop_lsn=end_lsn)"
      "\n--\n\nIndex the DATA frames of a range: (count, next_lsn, whole_lsn, problem)."},

@@ -30,7 +30,7 @@
 
 /* What an interpreter has of its own. */
 typedef struct {
-    PyTypeObject *mapping_type, *control_type, *reservation_type;
+    PyTypeObject *mapping_type, *control_type, *reservation_type, *record_type;
     PyObject *name_slow, *name_tag, *name_durable, *name_timeout, *name_atomic;
 } state_t;
 
@@ -57,6 +57,7 @@ int descriptor_exec(PyObject *module);
 int control_exec(PyObject *module);
 int writer_exec(PyObject *module);
 int reservation_exec(PyObject *module);
+int record_exec(PyObject *module);
 int frames_exec(PyObject *module);
 int stream_exec(PyObject *module);
 int take_exec(PyObject *module);
@@ -99,6 +100,9 @@ typedef struct {
 
 /* A Mapping that takes over the hold on a map; NULL with an exception, and let go of. */
 PyObject *mapping_of(PyTypeObject *type, map_t *map);
+
+/* A Record of a frame whose payload begins at payload_at in `memory`, a memoryview. */
+PyObject *record_of(PyTypeObject *type, const frame_t *f, PyObject *memory, uint64_t payload_at);
 
 /* -------------------------------------------------------------- arguments */
 
@@ -195,6 +199,9 @@ int finish(WriterObject *self, uint64_t last_lsn, options_t *o);
 
 /* A mapping faulted: _slow raises, and the claim stays held. */
 int faulted(WriterObject *self, const ticketed_t *t, options_t *o);
+
+/* The disk refused a large payload, whose range has been given back: -1 with an OSError. */
+int refused(const ticketed_t *t);
 
 /* SystemExit("died"), and NULL: a step of the test build says that the process is dead. */
 PyObject *died(void);

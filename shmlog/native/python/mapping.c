@@ -10,10 +10,10 @@
 #include <sys/mman.h>
 
 static PyObject *Mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"fd", "bytes", "writable", NULL};
-    int fd, writable;
+    static char *names[] = {"fd", "bytes", "writable", "keep", NULL};
+    int fd, writable, keep = 0;
     Py_ssize_t bytes;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "inp", names, &fd, &bytes, &writable))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "inp|p", names, &fd, &bytes, &writable, &keep))
         return NULL;
     if (bytes <= 0)
         return PyErr_Format(PyExc_ValueError, "cannot map %zd bytes", bytes);
@@ -21,6 +21,8 @@ static PyObject *Mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if ((errno = map_file(fd, (size_t)bytes, writable, &map)) != 0)
         return errno == ENOMEM ? PyErr_Format(PyExc_MemoryError, "too many mappings in this process")
                                : PyErr_SetFromErrno(PyExc_OSError);
+    if (keep)
+        map_keep_file(map, fd);
     return mapping_of(type, map);
 }
 
@@ -157,8 +159,9 @@ static PyGetSetDef Mapping_getset[] = {
     {"faulted", (getter)Mapping_faulted, NULL, "Whether an access to the mapping ever failed.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot Mapping_slots[] = {
-    {Py_tp_doc, (void *)"Mapping(fd, bytes, writable)\n--\n\n"
-                        "A shared mapping of a file, guarded against SIGBUS; lives as long as any view."},
+    {Py_tp_doc, (void *)"Mapping(fd, bytes, writable, keep=False)\n--\n\n"
+                        "A shared mapping of a file, guarded against SIGBUS; lives as long as any view.\n"
+                        "keep: with a descriptor of its own, which large payloads are written through."},
     {Py_tp_new, Mapping_new},
     {Py_tp_dealloc, Mapping_dealloc},
     {Py_tp_traverse, Mapping_traverse},

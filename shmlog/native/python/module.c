@@ -168,6 +168,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->mapping_type);
     Py_VISIT(state->control_type);
     Py_VISIT(state->reservation_type);
+    Py_VISIT(state->record_type);
     return 0;
 }
 
@@ -177,6 +178,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->mapping_type);
     Py_CLEAR(state->control_type);
     Py_CLEAR(state->reservation_type);
+    Py_CLEAR(state->record_type);
     return 0;
 }
 
@@ -201,6 +203,7 @@ static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, control_exec},
     {Py_mod_exec, writer_exec},
     {Py_mod_exec, reservation_exec},
+    {Py_mod_exec, record_exec},
     {Py_mod_exec, frames_exec},
     {Py_mod_exec, stream_exec},
     {Py_mod_exec, take_exec},

@@ -11,7 +11,8 @@
 typedef struct {
     PyObject_HEAD
     WriterObject *writer;
-    PyObject *mapping; /* keeps place.payload alive */
+    PyObject *mapping; /* keeps place.at alive */
+    uint8_t *memory;   /* of a large payload */
     place_t place;
     uint64_t generation;
     _Atomic int done;
@@ -45,8 +46,12 @@ PyObject *Writer_reserve(WriterObject *self, PyObject *const *args, Py_ssize_t c
     if (!r)
         return NULL;
     atomic_store(&r->done, 1); /* nothing to give back yet */
+    if (bytes >= LARGE_BYTES && !(r->memory = PyMem_RawCalloc(bytes, 1))) {
+        Py_DECREF(r);
+        return PyErr_NoMemory();
+    }
     int outcome, failed = begin(self, &r->place.t, &o) != 0;
-    while (!failed && (outcome = place_reserve(&self->w, bytes, o.tag, &r->place)) != OUTCOME_DONE)
+    while (!failed && (outcome = place_reserve(&self->w, bytes, o.tag, r->memory, &r->place)) != OUTCOME_DONE)
         failed = again(self, outcome, &r->place.t, &o) != 0;
     Py_XDECREF(o.deadline);
     if (failed) {
@@ -109,6 +114,12 @@ static int reservation_seal(ReservationObject *r) {
     return outcome;
 }
 
+/* The disk refused the payload: give the place back. */
+static int reservation_refused(ReservationObject *r) {
+    int outcome = place_abandon(&r->writer->w, &r->place);
+    return outcome == OUTCOME_DONE ? OUTCOME_DISK : outcome;
+}
+
 static int reservation_publish(ReservationObject *r) {
     if (reservation_foreign(r)) {
         PyErr_SetString(PyExc_ValueError, "the reservation belongs to the parent process");
@@ -119,9 +130,13 @@ static int reservation_publish(ReservationObject *r) {
         return -1;
     }
     options_t o = {0};
-    int failed;
-    if (reservation_seal(r) == OUTCOME_FAULT) {
+    int failed, outcome = reservation_seal(r);
+    if (outcome == OUTCOME_DISK)
+        outcome = reservation_refused(r);
+    if (outcome == OUTCOME_FAULT) {
         failed = faulted(r->writer, &r->place.t, &o);
+    } else if (outcome == OUTCOME_DISK) {
+        failed = refused(&r->place.t);
     } else if (publish(&r->writer->w, &r->place.t, 1, r->place.payload_bytes) == OUTCOME_DIED) {
         died();
         failed = -1;
@@ -208,6 +223,7 @@ static void Reservation_dealloc(ReservationObject *self) {
     Reservation_finalize((PyObject *)self);
     Py_XDECREF(self->mapping);
     Py_XDECREF((PyObject *)self->writer);
+    PyMem_RawFree(self->memory);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }

@@ -147,7 +147,7 @@ static PyObject *Writer_map(WriterObject *self, PyObject *args) {
     TURN_BEGIN(self);
     if (segment_make_way(&self->w, number)) {
         Py_XSETREF(self->mappings[segment_index(&self->w, number)], Py_NewRef((PyObject *)mapping));
-        segment_map(&self->w, number, mapping->base + SEGMENT_HEADER_BYTES, mapping->range);
+        segment_map(&self->w, number, mapping->base + SEGMENT_HEADER_BYTES, mapping->range, &mapping->map->file);
     }
     TURN_END();
     Py_RETURN_NONE;
@@ -170,7 +170,8 @@ static PyMethodDef Writer_methods[] = {
      "Blocks only while the log has no room (at most timeout seconds, default the\n"
      "handle's; then LogFullError and nothing was appended) and, with durable=True, for\n"
      "the sync (TimeoutError: appended, not known to be durable).\n\n"
-     "Raises RecordTooLargeError, TypeError, ValueError (tag), LogFailedError, ClosedError.\n"
+     "Raises RecordTooLargeError, TypeError, ValueError (tag), LogFailedError, ClosedError, and\n"
+     "OSError if the disk refuses a large record.\n"
      "An error that came after records of the call were appended, from the durable wait or\n"
      "between the reservations of a large batch, has an attribute `appended`: how many."},
     {"append_many", FAST(Writer_append_many),
@@ -188,7 +189,8 @@ static PyMethodDef Writer_methods[] = {
      "    with log.reserve(8 * n) as r:\n"
      "        r.array('f8')[:] = values\n\n"
      "Published on leaving the block; on an exception the range is given up. Nothing\n"
-     "after it is committed while it is open. Blocking and errors as append()."},
+     "after it is committed while it is open. A large record is written in memory of its\n"
+     "own and copied on publishing. Blocking and errors as append()."},
     {"_attach", (PyCFunction)Writer_attach, METH_VARARGS,
      "_attach(control, number)\n--\n\nBecome a participant."},
     {"_seal", (PyCFunction)Writer_seal, METH_NOARGS,

@@ -168,7 +168,7 @@ BUGS = {
     "the log's identity is written in place": (
         Mutation(
             "system/files.py",
-            """    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+            """    temporary = f"{path}.{os.urandom(8).hex()}.tmp"
     fd = create_file(temporary, mode)
     try:
         write_all(fd, data, 0)

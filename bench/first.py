@@ -1,0 +1,88 @@
+"""The first append of a session: what it takes while the flusher is still being started.
+
+The floor opens a file for appending and writes to it. `first_us` is the append alone, `open_us`
+the opening before it, `durable_us` the wait for the first sync after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main
+from bench.kit.records import payload
+from bench.kit.subject import on_log, open_log
+from bench.kit.workers import in_child
+
+RECORD_BYTES = 128
+SESSIONS = 10
+SESSIONS_TOY = 1
+FIRST_US_MAX = 10_000
+COLUMNS = ("first_us", "open_us", "durable_us")
+
+
+def heats(options: Options) -> Iterator[Heat]:
+    sessions = SESSIONS_TOY if options.toy else SESSIONS
+
+    def plain(directory: Path) -> Outcome:
+        return Outcome(in_child(_write, directory / "file", sessions))
+
+    def session(new: bool) -> Contender:
+        name = "shmlog, a new log" if new else "shmlog, an old log"
+        return on_log(name, lambda log: Outcome(in_child(_append, log, sessions, new)))
+
+    yield Heat(
+        title=f"first append of {RECORD_BYTES} B of a session",
+        contenders=[Contender("open, os.write, fdatasync", plain), session(new=True), session(new=False)],
+        columns=COLUMNS,
+        compare="first_us",
+        parameters={"record_bytes": RECORD_BYTES, "sessions": sessions},
+        goals=[
+            Goal(name, at_most=FIRST_US_MAX, of="first_us")
+            for name in ("shmlog, a new log", "shmlog, an old log")
+        ],
+    )
+
+
+def _write(path: Path, sessions: int) -> dict[str, float]:
+    record, times = payload(0, 0, RECORD_BYTES), []
+    for _ in range(sessions):
+        begin = time.perf_counter_ns()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        opened = time.perf_counter_ns()
+        os.write(fd, record)
+        written = time.perf_counter_ns()
+        os.fdatasync(fd)
+        times.append((begin, opened, written, time.perf_counter_ns()))
+        os.close(fd)
+    return _medians(times)
+
+
+def _append(directory: Path, sessions: int, new: bool) -> dict[str, float]:
+    record, times = payload(0, 0, RECORD_BYTES), []
+    with open_log(directory, create=True) as log:
+        log.append(record)
+    for number in range(sessions):
+        begin = time.perf_counter_ns()
+        path = directory.with_name(f"log-{number}") if new else directory
+        with open_log(path, create=True) as log:
+            opened = time.perf_counter_ns()
+            lsn = log.append(record)
+            written = time.perf_counter_ns()
+            log.wait_durable(lsn)
+            times.append((begin, opened, written, time.perf_counter_ns()))
+    return _medians(times)
+
+
+def _medians(times: list[tuple[int, int, int, int]]) -> dict[str, float]:
+    opened, first, durable = np.median(np.diff(times), axis=0) / 1e3
+    return {"first_us": float(first), "open_us": float(opened), "durable_us": float(durable)}
+
+
+if __name__ == "__main__":
+    sys.exit(main("first", heats))
