@@ -73,10 +73,12 @@ PLANTED = {
     ),
     "a cursor's place is not synced": Mutation(
         "disk/cursors.py",
-        "CURSOR_SLOTS.offset(sequence))\n            os.fsync(fd)",
-        "CURSOR_SLOTS.offset(sequence))",
+        "files.write_all(fd, data, offset)\n            os.fsync(fd)",
+        "files.write_all(fd, data, offset)",
     ),
-    "a cursor has one copy": Mutation("disk/cursors.py", "CURSOR_SLOTS.offset(sequence))", "0)"),
+    "a cursor has one copy": Mutation(
+        "disk/cursors.py", "return CURSOR_SLOTS.offset(sequence), copy", "return 0, copy"
+    ),
 }
 
 

@@ -56,7 +56,7 @@ def test_a_hole_of_a_killed_reservation_is_filled_and_records_above_it_become_re
     log_path: Path, nbytes: int
 ) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=WINDOW_BYTES) as log:
-        below = log.append(b"below")
+        below = log.append(b"below", durable=True)
         with Child(_reserve_and_wait, log_path, nbytes) as child:
             lsn, number = child.hear()
             child.hear()

@@ -39,8 +39,8 @@ from shmlog.system import files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-ROLL_BYTES = SEGMENT_BYTES // 2
-"""Two such records need two segments."""
+ROLL_BYTES = SEGMENT_BYTES // 2 - 1024
+"""Three such records need two segments, and are copied through their maps."""
 
 
 def _no_descriptors() -> Callable[[], None]:
@@ -119,7 +119,9 @@ def test_a_process_at_its_limit_gets_an_error_and_its_handle_works_again(
         with Child(_under_limit, log_path, limit) as child:
             lsns = child.hear()
             outcomes = child.result()
-        assert any(outcome.startswith("append") for outcome in outcomes), outcomes
+        # a writer without mappings gives one up before it takes the next
+        met = "read" if limit is _no_mappings else "append"
+        assert any(outcome.startswith(met) for outcome in outcomes), outcomes
         check_records(log, {1: lsns})
         assert log.statistics().holes_filled == 0
         assert_healthy(log)

@@ -66,7 +66,7 @@ def test_root_and_a_group_that_the_mode_lets_in_may_look_and_nobody_else(open_pa
     try:
         log.append(b"x", durable=True)
         log.cursor("etl").close()
-        until(lambda: len(list(open_path.glob("segments/*.seg"))) == 2, "no more is made meanwhile")
+        until(lambda: len(list(open_path.glob("segments/*.seg"))) >= 1, "the first one is made")
         if not live:
             log.close()
         _give(open_path, OWNER, GROUP, 0o640)
@@ -108,7 +108,7 @@ def test_a_file_in_another_users_log_that_is_not_theirs_is_refused_to_root(
 def test_a_control_block_that_is_not_the_owners_is_refused_to_root(open_path: Path) -> None:
     with shmlog.open(open_path, create=True) as log:
         log.append(b"x", durable=True)
-        until(lambda: len(list(open_path.glob("segments/*.seg"))) == 2, "no more is made meanwhile")
+        until(lambda: len(list(open_path.glob("segments/*.seg"))) >= 1, "the first one is made")
         _give(open_path, OWNER, OWNER, 0o600)
         os.chown(block_path(open_path), STRANGER, STRANGER)
         with pytest.raises(shmlog.AttachError, match="belongs to user 65533, not to 65534"):
