@@ -73,8 +73,8 @@ PLANTED = {
     ),
     "a cursor's place is not synced": Mutation(
         "disk/cursors.py",
-        "files.write_all(fd, data, offset)\n            os.fsync(fd)",
-        "files.write_all(fd, data, offset)",
+        "            os.fsync(fd)\n        self._sequence, self.lsn = sequence, lsn",
+        "        self._sequence, self.lsn = sequence, lsn",
     ),
     "a cursor has one copy": Mutation(
         "disk/cursors.py", "return CURSOR_SLOTS.offset(sequence), copy", "return 0, copy"
