@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from planted.bugs import BUGS, MENDED, WORST, Bug
 from planted.planting import ROOT, Bed
+from support.processes import kill_everybody, lose_shared_memory
 
 TESTS = ROOT / "tests"
 
@@ -38,5 +39,9 @@ def test_a_planted_bug_is_caught_and_the_copy_is_whole_again(tmp_path: Path) -> 
     (bug,) = (bug for bug in BUGS if bug.name == "a segment is made under its own name")
     bed = Bed(tmp_path)
     assert bed.catch(bug).caught
+    for identity in tmp_path.rglob("shmlog.json"):  # what a log with a bug leaves
+        if tmp_path / "project" not in identity.parents:
+            kill_everybody(identity.parent, [])
+            lose_shared_memory(identity.parent)
     for change in bug.changes:
         assert (tmp_path / "project" / change.file).read_text() == (ROOT / change.file).read_text()
