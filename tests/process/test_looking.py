@@ -31,7 +31,7 @@ def open_path() -> Iterator[Path]:
 
 def _give(path: Path, user: int, group: int, mode: int) -> None:
     """What a log of this user's would be, had it been made with this mode."""
-    names = [path, *path.rglob("*"), *shared_names(path)]
+    names = [path, *(name for name in path.rglob("*") if name.suffix != ".tmp"), *shared_names(path)]
     for name in names:
         os.chown(name, user, group)
         if name.name != "LOCK":  # it is nobody else's, whatever the mode
