@@ -162,7 +162,7 @@ def _join_or_make(
         log.warning("replacing a control block that nobody uses: %s", error)
         block.unlink_all(identity.log_id)
     else:
-        doubt = None if control.failed or somebody_lives(lock) else _doubt(directory, control)
+        doubt = None if somebody_lives(lock) else _doubt(directory, control)
         if doubt is None:
             return control, None, None
         log.warning(
@@ -186,7 +186,9 @@ def _doubt(directory: Directory, control: ControlBlock) -> str | None:
     try:
         trimmed, committed = control.bounds()
     except LogFailedError as damage:
-        return damage.what
+        return damage.what  # no flusher can serve it, so none would take it away
+    if control.failed:
+        return None  # whoever serves it takes it away
     geometry, durable = directory.identity.geometry, control.durable_lsn
     begin = max(trimmed, geometry.segment_begin(max(0, durable - 1)))
     problem, bad = _missing(directory, begin, max(committed, control.load(CB.PREPARED_LSN)))

@@ -222,3 +222,20 @@ def test_a_record_that_was_being_copied_when_all_were_killed_is_no_damage(log_pa
         log.wait_durable()
         check_records(log, {1: lsns})
         assert log.statistics().holes_filled == 1
+
+
+@pytest.mark.holds("E1")
+def test_a_damaged_block_of_a_log_that_failed_of_it_is_replaced_once_all_have_closed(log_path: Path) -> None:
+    """No flusher serves such a block, so none takes it away."""
+    log = shmlog.open(
+        log_path, create=True, segment_bytes=SEGMENT_BYTES, window_bytes=SEGMENT_BYTES, timeout=3
+    )
+    lsns = append_some(log, 1, 100)
+    log.wait_durable()
+    log._joined.control.native.store(CB.RESERVED_LSN, 64)
+    with pytest.raises(shmlog.LogFailedError):
+        log.append(b"x", timeout=1)
+    log.close()
+    with shmlog.open(log_path, timeout=20) as log:
+        assert [record.lsn for record in log.read()] == lsns
+        log.append(b"and on", durable=True)
