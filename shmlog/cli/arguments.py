@@ -14,6 +14,8 @@ from functools import partial
 from shmlog.tools.create import parse_mode
 
 TAGS_MAX = 1 << 20
+PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+"""Seconds, by the letter behind a number."""
 
 
 def size(text: str) -> int:
@@ -70,10 +72,9 @@ def tags(text: str) -> set[int]:
 
 def moment(text: str) -> int:
     """A time in ns: ISO 8601 (local without an offset), or how long ago: 90s, 10m, 2h, 3d."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     try:
-        if text[-1:] in units:
-            return time.time_ns() - int(float(text[:-1]) * units[text[-1]] * 1e9)
+        if text[-1:] in PERIODS:
+            return time.time_ns() - int(float(text[:-1]) * PERIODS[text[-1]] * 1e9)
         return int(datetime.datetime.fromisoformat(text).timestamp() * 1e9)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
@@ -110,10 +111,9 @@ def budget(text: str) -> int:
 
 def age(text: str) -> float:
     """Seconds: 90s, 10m, 2h, 7d; or none: -1."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     if text == "none":
         return -1.0
-    return seconds(text[:-1]) * units[text[-1]] if text[-1:] in units else seconds(text)
+    return seconds(text[:-1]) * PERIODS[text[-1]] if text[-1:] in PERIODS else seconds(text)
 
 
 def dtype(text: str) -> object:
