@@ -24,6 +24,7 @@ block.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -99,8 +100,12 @@ def _find_case(directory: Directory, here: Origin, restarted: bool | None, whole
         begin = geometry.segment_begin(trimmed)
     holes: list[tuple[int, int]] = []
     with Walker(directory) as walker:
-        walk = walker.walk(begin, stop)
+        below = walk = walker.walk(begin, vouched)  # apart: a frame that lies across the mark is damage
+        if below.bad_lsn >= vouched:
+            walk = walker.walk(max(begin, vouched), stop)
         end, bad, reason = walk.end_lsn, walk.bad_lsn, walk.problem.text
+        if end <= vouched:
+            end = below.end_lsn  # less than the mark's if it lies within a batch
         if judge(below_mark=end < vouched) is Case.CORRUPT:
             raise CorruptionError(segment_path(directory, bad), bad, reason + was_copied)
         if happened is not Since.RESTARTED:
@@ -145,7 +150,8 @@ def _newest_mark(directory: Directory, segments: list[int]) -> Mark:
     vouched, size = mark.durable_lsn, geometry.segment_bytes
     begin = geometry.segment_begin(max(0, vouched - 1))
     # Of what was trimmed, any file may be there still: their removal is made durable in any order.
-    for first in (*range(geometry.segment_begin(mark.trimmed_lsn), vouched, size), begin):
+    vouched_for = range(geometry.segment_begin(mark.trimmed_lsn), vouched, size)
+    for first in itertools.chain(vouched_for, (begin,)):  # no list: of a forged mark it would have no end
         if first not in marks:
             raise CorruptionError(segment_path(directory, first), first, "the segment is missing")
     for first in segments:

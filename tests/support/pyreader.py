@@ -198,7 +198,9 @@ class PyLog:
         while stop in segments:
             stop += self.segment_bytes
         end, bad = self._whole(begin, stop)
-        if end < vouched:
+        below = self._whole(begin, vouched)[1]  # where a frame begins that lies across the mark
+        if end < vouched or below < vouched:
+            bad = min(bad, below)
             raise BadFrame(f"at {bad}, and the newest mark vouches for all below {vouched}")
         holes = []
         if happened != RESTARTED:
