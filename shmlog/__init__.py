@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         FormatError,
         LogFailedError,
         LogFullError,
+        NetworkFileSystemWarning,
         RecordTooLargeError,
         RestartUnclearError,
         ShmlogError,
@@ -49,7 +50,8 @@ _HOMES = {
     "handle.cursor": "Cursor CursorInfo Lag",
     "errors": (
         "AttachError ClosedError CorruptionError FencedError FormatError LogFailedError LogFullError"
-        " RecordTooLargeError RestartUnclearError ShmlogError SourceDivergedError TrimmedError"
+        " NetworkFileSystemWarning RecordTooLargeError RestartUnclearError ShmlogError SourceDivergedError"
+        " TrimmedError"
     ),
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
@@ -91,6 +93,7 @@ __all__ = [
     "LogFailedError",
     "LogFullError",
     "Metric",
+    "NetworkFileSystemWarning",
     "ReadonlyLog",
     "Record",
     "RecordBatch",

@@ -55,6 +55,12 @@ class RestartUnclearError(ShmlogError):
         )
 
 
+class NetworkFileSystemWarning(UserWarning):
+    """A log is opened for writing, or made, where neither locks nor mappings are sure to be coherent.
+
+    An error if you say so: warnings.simplefilter("error", shmlog.NetworkFileSystemWarning)."""
+
+
 class FormatError(ShmlogError):
     """A directory or file is not a log, or is one of another version."""
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import time
 import uuid
 
@@ -71,7 +72,23 @@ def identity_path(path: str) -> str:
 
 
 def exists(path: str) -> bool:
-    return os.path.lexists(identity_path(path))
+    """OSError if that cannot be told: a log that the disk does not show is no log to be made anew."""
+    try:
+        os.lstat(identity_path(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _check_kind(path: str) -> None:
+    """FileNotFoundError if nothing has this name, FormatError if it is no directory, nor leads to one."""
+    os.lstat(path)
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:  # a link to nowhere
+        is_directory = False
+    if not is_directory:
+        raise FormatError(f"{path} is a file, and a log is a directory")
 
 
 def load(path: str, *, to_look: bool = False) -> Directory:
@@ -80,10 +97,10 @@ def load(path: str, *, to_look: bool = False) -> Directory:
     to_look: another user's will do, if this is root or of a group that may look into it; every
     file must then be that user's."""
     path = os.path.abspath(path)
-    if not os.path.lexists(path):
-        raise FileNotFoundError(errno.ENOENT, "there is no log here; create=True makes one", path)
-    if not os.path.isdir(path):
-        raise FormatError(f"{path} is a file, and a log is a directory")
+    try:
+        _check_kind(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "there is no log here; create=True makes one", path) from None
     owner = files.owner_to_read(path) if to_look else None
     try:
         os.lstat(identity_path(path))
@@ -102,8 +119,8 @@ def create(path: str, geometry: Geometry, mode: int) -> Directory:
     process makes it at the same time, its log is returned."""
     path = os.path.abspath(path)
     directory_mode = files.directory_mode(mode)
-    if os.path.lexists(path) and not os.path.isdir(path):
-        raise FormatError(f"{path} is a file, and a log is a directory")
+    with contextlib.suppress(FileNotFoundError):
+        _check_kind(path)
     with contextlib.suppress(FileExistsError):
         files.make_directory(path, directory_mode)
     files.check_directory(path)

@@ -33,7 +33,7 @@ from shmlog.records.reader import Reader
 from shmlog.session import flushers
 from shmlog.session.attachment import Attachment, attach
 from shmlog.session.departure import leave_unserved, see_off
-from shmlog.system import files
+from shmlog.system import files, surroundings
 from shmlog.system.deadlines import check_timeout, deadline_after
 
 FlusherMode = Literal["auto", "external"]
@@ -305,7 +305,7 @@ def open(
 
     Recovers the log if its control block is gone: CorruptionError when what was vouched
     for is damaged, RestartUnclearError when only you know. Also raises FormatError, AttachError,
-    TimeoutError, OSError.
+    TimeoutError, OSError. NetworkFileSystemWarning where locks need not hold.
     """
     if flusher not in ("auto", "external"):
         raise ValueError(f'flusher must be "auto" or "external", not {flusher!r}')
@@ -315,6 +315,7 @@ def open(
     where = os.fsdecode(path)
     if retention is not None and not isinstance(retention, Retention):
         raise TypeError(f"retention must be a shmlog.Retention, not {type(retention).__name__}")
+    surroundings.warn_of_network(where, stacklevel=2)
     if create and not directory.exists(where):
         found = directory.create(where, Geometry.of(segment_bytes, window_bytes), mode)
     else:

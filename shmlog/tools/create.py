@@ -12,7 +12,7 @@ from typing import Any
 
 from shmlog.disk import directory
 from shmlog.format.geometry import Geometry
-from shmlog.system import files
+from shmlog.system import files, surroundings
 
 
 def parse_mode(text: str) -> int:
@@ -34,6 +34,7 @@ def create(
     """Make the log; what it is, as plain values.  If there is one: FileExistsError, or with
     exist_ok ValueError unless it has the sizes that are given."""
     where = os.fsdecode(path)
+    surroundings.warn_of_network(where, stacklevel=2)
     there = directory.exists(where)
     if there and not exist_ok:
         raise FileExistsError(errno.EEXIST, "there is a log already", where)

@@ -26,8 +26,8 @@ from shmlog.format.layout import CB, FORMAT_VERSION, SIGNATURE
 from shmlog.memory import block, control
 from shmlog.memory.control import ControlView
 from shmlog.session.look import Look, view_of
-from shmlog.system import files, machine
-from shmlog.tools import surroundings, users
+from shmlog.system import files, machine, surroundings
+from shmlog.tools import users
 from shmlog.tools.leftovers import leftovers
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"

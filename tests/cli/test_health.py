@@ -30,7 +30,8 @@ from support.processes import (
 
 import shmlog
 from shmlog.format.layout import SEGMENT_HEADER_BYTES
-from shmlog.tools import doctor, surroundings
+from shmlog.system import surroundings
+from shmlog.tools import doctor
 
 COMMAND = [sys.executable, "-W", "error", "-m", "shmlog"]
 

@@ -24,6 +24,7 @@ EXAMPLES = [
     errors.RestartUnclearError("/log/segments/0.seg", 4096),
     errors.SourceDivergedError(4096, "another record is at LSN 4032"),
     errors.FencedError(4096, "0123456789abcdef"),
+    errors.NetworkFileSystemWarning("on nfs4"),
 ]
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import shmlog
 from shmlog.disk import directory, recovery, segment
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import list_segments, newest_mark, segment_path
 from shmlog.errors import FormatError
 from shmlog.format import marks
 from shmlog.format.geometry import Geometry
+from shmlog.system import surroundings
+from shmlog.tools.create import create
 
 GEOMETRY = Geometry(64 << 10, 64 << 10)
 MARK = marks.Mark(epoch=1, durable_lsn=2 << 16, sequence=2, trimmed_lsn=1 << 16)
@@ -83,3 +88,53 @@ def test_a_directory_of_many_files_is_refused_in_the_time_of_a_listing(where: Di
     with pytest.raises(FormatError, match="too short"):
         recovery.inspect(where, bytes(16))
     assert time.monotonic() - began < 3
+
+
+def test_a_disk_that_cannot_say_whether_there_is_a_log_is_told_as_it_is(
+    where: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.lstat
+
+    def lstat(path: str) -> os.stat_result:
+        if path.endswith("shmlog.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    for make in (False, True):
+        with pytest.raises(OSError, match="Input/output error"):
+            shmlog.open(where.path, create=make)
+
+
+def test_a_path_that_cannot_be_looked_up_is_not_said_to_hold_no_log(tmp_path: Path) -> None:
+    for make in (False, True):
+        with pytest.raises(OSError, match="File name too long"):
+            shmlog.open(tmp_path / ("x" * 300), create=make)
+
+
+def test_a_link_to_nowhere_is_no_log_and_none_is_made_there(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for make in (False, True):
+        with pytest.raises(FormatError, match="is a file"):
+            shmlog.open(tmp_path / "link", create=make)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_log_on_a_network_file_system_is_warned_of_before_it_is_made_and_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surroundings, "file_system", lambda _: "nfs4")
+    path = tmp_path / "log"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", shmlog.NetworkFileSystemWarning)
+        with pytest.raises(shmlog.NetworkFileSystemWarning, match="nfs4"):
+            shmlog.open(path, create=True)
+        with pytest.raises(shmlog.NetworkFileSystemWarning, match="nfs4"):
+            create(path, None, None, 0o600)
+    assert not path.exists()
+    for _ in range(2):
+        with pytest.warns(shmlog.NetworkFileSystemWarning, match="nfs4") as seen:
+            shmlog.open(path, create=True).close()
+        assert seen[0].filename == __file__, "it is the caller's line that is named"
+    with shmlog.open_readonly(path) as log:
+        assert not list(log.read())

@@ -6,7 +6,10 @@ This module knows mounts.  It may not know logs.
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Final, NamedTuple
+
+from shmlog.errors import NetworkFileSystemWarning
 
 SHARED_MEMORY: Final = "/dev/shm"
 PIECE_BYTES: Final = 8 << 20
@@ -30,6 +33,19 @@ def room(path: str) -> Room:
     found = os.statvfs(path)
     free = found.f_bavail if os.geteuid() else found.f_bfree
     return Room(free * found.f_frsize, found.f_favail if found.f_files else None)
+
+
+def warn_of_network(path: str, stacklevel: int) -> None:
+    """NetworkFileSystemWarning if what is about to be written to is on such a file system."""
+    kind = file_system(path)
+    if kind in NETWORK:
+        warnings.warn(
+            f"{path} is on {kind}, a network file system: locks and mappings need not be coherent there, so"
+            " that two machines, or two processes after a lapse of the connection, may write the log at once and"
+            " ruin it; use a local disk",
+            NetworkFileSystemWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def file_system(path: str) -> str:
