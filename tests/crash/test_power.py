@@ -32,7 +32,7 @@ def _copy(where: Path, mutation: Mutation) -> Path:
 
 
 def test_what_was_promised_survives_three_hundred_power_cuts() -> None:
-    cuts = workers.cut(20260101, 30.0, states=300)
+    cuts = workers.cut(20260101, 30.0, least={"distinct": 300})
     assert not cuts.violations
     assert sum(cuts.counts[kind] for kind in ("cut", "nested", "resurrected")) == 300
     assert cuts.counts["canary"] > 10, "a disk that ignores syncs loses what was promised"

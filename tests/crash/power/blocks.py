@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from crash.kit import NO_END
 from crash.power import lives
 from crash.power.fusedisk import Barrier, Block, Disk, Logged, Told
 from crash.power.images import DamagedError, Image
@@ -118,12 +119,13 @@ class Replayer:
 class Worker:
     """One file system's lives and cuts."""
 
-    def __init__(self, kind: str, seed: int, ends_at: float, scratch: Path, keep: Path) -> None:
+    def __init__(self, kind: str, seed: int, ends_at: float, scratch: Path, keep: Path, images: int) -> None:
         self._kind = kind
         self._seed = seed
         self._ends_at = ends_at
         self._scratch = scratch
         self._keep = keep
+        self._images = images
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
 
@@ -156,7 +158,8 @@ class Worker:
 
     @property
     def _done(self) -> bool:
-        return time.monotonic() > self._ends_at or len(self.violations) >= VIOLATIONS_MAX
+        enough = self.counts["images"] >= self._images or len(self.violations) >= VIOLATIONS_MAX
+        return enough or time.monotonic() > self._ends_at
 
     def _canary(self) -> None:
         """A disk that ignores most flushes loses what was promised."""
@@ -207,11 +210,12 @@ class Worker:
 def main() -> int:
     parser = worker_arguments()
     parser.add_argument("--kind", required=True)
+    parser.add_argument("--images", type=int, default=NO_END)
     options = parser.parse_args()
     mount("none", options.scratch, "tmpfs", "size=2g")
     (options.scratch / "fs").mkdir()
     ends_at = time.monotonic() + options.seconds
-    worker = Worker(options.kind, options.seed, ends_at, options.scratch, options.keep)
+    worker = Worker(options.kind, options.seed, ends_at, options.scratch, options.keep, options.images)
     worker.run()
     if worker.counts["not mountable"] > 5 + worker.counts["images"] // 10:
         worker.violations.append(f"{worker.counts['not mountable']} images could not be mounted")

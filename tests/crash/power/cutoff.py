@@ -31,6 +31,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from crash.kit import NO_END
 from crash.power import lives
 from crash.power.images import Image
 from crash.power.mounts import attached, copy_sparse, make_file_system, mount, mounted, shut_down, unmount
@@ -53,12 +54,17 @@ VIOLATIONS_MAX = 3
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+def set_up_name(kind: str, options: str) -> str:
+    return f"{kind} {options or 'as mounted'}"
+
+
 class Worker:
-    def __init__(self, seed: int, ends_at: float, scratch: Path, keep: Path) -> None:
+    def __init__(self, seed: int, ends_at: float, scratch: Path, keep: Path, cuts: int) -> None:
         self._seed = seed
         self._ends_at = ends_at
         self._scratch = scratch
         self._keep = keep
+        self._cuts = cuts
         self._fs = scratch / "fs"
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
@@ -68,7 +74,9 @@ class Worker:
             make_file_system(self._scratch / kind, kind)
             self._canary(kind)
         turn = 0
-        while time.monotonic() < self._ends_at and len(self.violations) < VIOLATIONS_MAX:
+        while turn < self._cuts and time.monotonic() < self._ends_at:
+            if len(self.violations) >= VIOLATIONS_MAX:
+                return
             turn += 1
             kind, options = SET_UPS[turn % len(SET_UPS)]
             rng = random.Random(f"{self._seed}:{turn}")
@@ -81,8 +89,7 @@ class Worker:
             except Violation as problem:
                 story = f"{kind} {options}, journal {'written' if flush_journal else 'lost'}"
                 self.violations.append(image.keep(self._keep, f"{self._seed}-{turn}", story, problem))
-            self.counts["cuts"] += 1
-            self.counts[kind] += 1
+            self.counts.update(["cuts", kind, set_up_name(kind, options)])
 
     def _canary(self, kind: str) -> None:
         """Of two stores the one that was not synced is gone after a shutdown, the other is not."""
@@ -166,10 +173,12 @@ def _hear(door: socket.socket, notes: list[dict[str, Any]], count: int) -> None:
 
 def main() -> int:
     parser = worker_arguments()
+    parser.add_argument("--cuts", type=int, default=NO_END)
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     mount("none", options.scratch, "tmpfs", "size=2g")
-    worker = Worker(options.seed, time.monotonic() + options.seconds, options.scratch, options.keep)
+    ends_at = time.monotonic() + options.seconds
+    worker = Worker(options.seed, ends_at, options.scratch, options.keep, options.cuts)
     worker.run()
     report(worker.counts, worker.violations)
     return 0

@@ -1,7 +1,7 @@
 """Cutting: the worker that records lives, cuts the power at many moments of them and checks
 what is left.
 
-    python -m crash.power.cutting --seed 7 --states 1000 --seconds 60
+    python -m crash.power.cutting --seed 7 --distinct 1000 --seconds 60
 
 Runs with LD_PRELOAD=shim.so and prints one JSON object.  A state is one distinct image of
 the log's files, recovered by the real recovery and checked:
@@ -28,6 +28,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crash.kit import NO_END
 from crash.power import lives
 from crash.power.kept import Kept
 from crash.power.model import Disk, Draw, Image, moments, write
@@ -57,14 +58,15 @@ class Worker:
     """One worker's dice, scratch and counts."""
 
     seed: int
-    states: int
+    least: dict[str, int]
+    """how many of each kind are enough; "distinct" is all of them"""
     ends_at: float
     scratch: Path
     keep: Path
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
     _turn: int = 0
-    _seen: set[bytes] = field(default_factory=set)
+    seen: set[bytes] = field(default_factory=set)
 
     def run(self) -> None:
         life = 0
@@ -76,10 +78,8 @@ class Worker:
 
     @property
     def done(self) -> bool:
-        tried = sum(self.counts[kind] for kind in ("cut", "nested", "resurrected"))
-        return (
-            tried >= self.states or time.monotonic() > self.ends_at or len(self.violations) >= VIOLATIONS_MAX
-        )
+        enough = all(self.counts[kind] >= least for kind, least in self.least.items())
+        return enough or time.monotonic() > self.ends_at or len(self.violations) >= VIOLATIONS_MAX
 
     def canary(self) -> int:
         """Cut a life on a disk that ignores every second sync: how many of a hundred states
@@ -168,11 +168,11 @@ class Worker:
 
     def _judge(self, kind: str, draw: Draw, promises: Promises, restarts: int, story: str) -> Found | None:
         """Count the state; what was found, or None if it is known or breaks a promise."""
-        if draw.digest in self._seen:
+        if draw.digest in self.seen:
             self.counts["known"] += 1
             return None
-        self._seen.add(draw.digest)
-        self.counts[kind] += 1
+        self.seen.add(draw.digest)
+        self.counts.update([kind, "distinct"])
         boot_id = boot(restarts)
         try:
             found = self._check(draw.image, promises, boot_id)
@@ -207,11 +207,13 @@ class Worker:
 
 def main() -> int:
     parser = worker_arguments()
-    parser.add_argument("--states", type=int, default=1 << 60)
+    for kind, least in (("distinct", NO_END), ("nested", 0), ("resurrected", 0)):
+        parser.add_argument(f"--{kind}", type=int, default=least)
     parser.add_argument("--no-canary", action="store_true")
     options = parser.parse_args()
     ends_at = time.monotonic() + options.seconds
-    worker = Worker(options.seed, options.states, ends_at, options.scratch, options.keep)
+    least = {kind: getattr(options, kind) for kind in ("distinct", "nested", "resurrected")}
+    worker = Worker(options.seed, least, ends_at, options.scratch, options.keep)
     if not options.no_canary:
         with lives.in_one_place():
             worker.counts["canary"] = worker.canary()
@@ -219,7 +221,7 @@ def main() -> int:
             worker.violations.append("a disk that ignores every second sync lost nothing: nothing is tested")
     with lives.in_one_place():
         worker.run()
-    report(worker.counts, worker.violations)
+    report(worker.counts, worker.violations, worker.seen)
     return 0
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Cuts:
 
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
 
     def tally(self, tried: Sequence[str], figures: Sequence[str]) -> Tally:
         """As a recipe reports it: the sum of some counts was tried."""
@@ -59,16 +60,18 @@ def cut(
     seed: int,
     seconds: float,
     *,
-    states: int = 1 << 60,
+    least: dict[str, int] | None = None,
     workers: int = 1,
     package: Path = TESTS.parent,
     keep: Path = KEPT,
     canary: bool = True,
 ) -> Cuts:
-    """Cut recorded lives (cutting) for so many seconds, or until each worker has seen so many
-    states.  package: the directory that holds the shmlog to be tested."""
+    """Cut recorded lives (cutting) for so many seconds, or until the workers have seen so
+    many states of each kind.  package: the directory that holds the shmlog to be tested."""
     BUILDS.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "crash.power.cutting", "--states", str(states)]
+    command = [sys.executable, "-m", "crash.power.cutting"]
+    for kind, count in (least or {}).items():
+        command += [f"--{kind}", str(-(-count // workers))]
     command += ["--keep", str(keep)]
     command += [] if canary else ["--no-canary"]
     shim = {"LD_PRELOAD": str(build_shim(BUILDS))}
@@ -124,6 +127,7 @@ def _gather(process: subprocess.Popen[str], seconds: float, package: Path, cuts:
     assert Path(report["package"]).parent == package, f"{report['package']} was tested"
     cuts.counts.update(report["counts"])
     cuts.violations += report["violations"]
+    cuts.seen.update(report["seen"])
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -151,9 +155,10 @@ def worker_arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def report(counts: Counter[str], violations: list[str]) -> None:
-    """A worker's last words."""
+def report(counts: Counter[str], violations: list[str], seen: Iterable[bytes] = ()) -> None:
+    """A worker's last words.  seen: digests of its states, to be told from those of the others."""
     import shmlog
 
     package = os.path.dirname(shmlog.__file__)
-    json.dump({"package": package, "counts": counts, "violations": violations}, sys.stdout)
+    found = {"package": package, "counts": counts, "violations": violations}
+    json.dump(found | {"seen": [digest.hex() for digest in seen]}, sys.stdout)

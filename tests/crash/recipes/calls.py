@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from crash.stores import planting
 from crash.stores.nth import shim
 from support.steps import Mutation
@@ -34,6 +34,8 @@ def torture(budget: Budget, tally: Tally, most: int | None = None) -> None:
     ]
     if type(tally) is not Tally:
         command.append("--first")
+    if budget.goals:
+        command.append("--enough")
     if most is not None:
         command += ["--most", str(most)]
     paths = filter(None, (os.environ.get("PYTHONPATH"), str(TESTS)))
@@ -67,4 +69,12 @@ def _run(budget: Budget) -> Tally:
     return planting.torture_and_plant("calls", torture, BUGS, budget)
 
 
-RECIPE = Recipe("calls", "the n-th call fails or kills its caller", _run, weight=2)
+RECIPE = Recipe(
+    "calls",
+    "the n-th call fails or kills its caller",
+    _run,
+    (Goal("KILL and EIO", "KILL and EIO, planned"), Goal("planted bugs seen", "planted bugs")),
+    300.0,
+    ends=True,
+    alone=True,
+)

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from crash.world import World
 
 
@@ -64,11 +64,17 @@ def _run(budget: Budget) -> Tally:
     logging.getLogger("shmlog").setLevel(logging.CRITICAL)  # recoveries are what this is about
     tally = Tally()
     number = 0
-    while budget:
+    while budget.goes_on(tally):
         turn(budget, number, tally)
         number += 1
     tally.figures["turns"] = number
     return tally
 
 
-RECIPE = Recipe("chaos", "everything at random, to every process", _run)
+RECIPE = Recipe(
+    "chaos",
+    "everything at random, to every process",
+    _run,
+    (Goal("tried", 2000), Goal("stops", 500), Goal("flushers killed", 100), Goal("ended restart", 10)),
+    150.0,
+)

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from support.poisoned_disk import PoisonedDisk
 
 import shmlog
@@ -87,7 +87,7 @@ def missing() -> str | None:
 def run(budget: Budget) -> Tally:
     tally, turn = Tally(), 0
     tally.figures |= {"durable after all": 0, "latched": 0, "left memory": 0}
-    while budget or turn == 0:
+    while budget.goes_on(tally) or turn == 0:
         try:
             outcome = one_turn(budget.seed, turn)
         except (subprocess.SubprocessError, ValueError) as problem:
@@ -323,7 +323,14 @@ class Violation(Exception):
     """Whose argument is the turn's outcome."""
 
 
-RECIPE = Recipe("failed-sync", "a sync that failed and a flusher killed with the news", run, missing=missing)
+RECIPE = Recipe(
+    "failed-sync",
+    "a sync that failed and a flusher killed with the news",
+    run,
+    (Goal("durable after all", 30), Goal("latched", 30), Goal("left memory", 20)),
+    80.0,
+    missing=missing,
+)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from fuzz import flipping
 from fuzz.flipping import LOG_BYTES, Reference
 from support.pyreader import HEADER_AREA
@@ -36,7 +36,7 @@ def _run(budget: Budget) -> Tally:
         dice = budget.random(0)
         places = [(at, bit) for at in range(LOG_BYTES) for bit in range(8)]
         dice.shuffle(places)
-        while budget and in_file < len(places):
+        while budget and in_file < len(places):  # all of them are its goal
             at, bit = places[in_file]
             full = in_file % FULL == 0
             bad = reference.flip_in_file(at, bit, full)
@@ -48,8 +48,15 @@ def _run(budget: Budget) -> Tally:
                 tally.violate(bad)
             else:
                 tally.refuse()
-    tally.figures = {"in_memory": in_memory, "in_files": in_file, "opened": opened}
+    tally.figures = {"in memory": in_memory, "bits in files": in_file, "bits": len(places), "opened": opened}
     return tally
 
 
-RECIPE = Recipe("flips", "a log with one bit, cut or granule spoiled", _run, 0.5)
+RECIPE = Recipe(
+    "flips",
+    "a log with one bit, cut or granule spoiled",
+    _run,
+    (Goal("in memory", 500_000), Goal("bits in files", "bits")),
+    70.0,
+    ends=True,
+)

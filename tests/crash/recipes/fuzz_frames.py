@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from fuzz import frame_fuzzer
 
 KEPT = Path(__file__).resolve().parents[3] / "build" / "fuzz"
@@ -23,7 +23,7 @@ def _run(budget: Budget) -> Tally:
     tally, turn, best = Tally(), 0, frame_fuzzer.Fuzzed(0, 0, 0)
     program = frame_fuzzer.build()
     with tempfile.TemporaryDirectory() as scratch:
-        while budget and len(tally.violations) < 5:
+        while budget.goes_on(tally) and len(tally.violations) < 5:
             present = Path(scratch, "input")
             seconds = max(0.5, min(ROUND_S, budget.left_s()))
             seed = budget.random(turn).getrandbits(60)
@@ -41,4 +41,11 @@ def _run(budget: Budget) -> Tally:
     return tally
 
 
-RECIPE = Recipe("fuzz_frames", "the frame walker over mutated frames", _run, 1.0, frame_fuzzer.missing)
+RECIPE = Recipe(
+    "fuzz_frames",
+    "the frame walker over mutated frames",
+    _run,
+    (Goal("tried", 3_000_000),),
+    30.0,
+    missing=frame_fuzzer.missing,
+)

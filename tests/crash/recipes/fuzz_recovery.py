@@ -1,7 +1,7 @@
 """Recovery, verify, info, read-only and full opening over hostile directories.
 
 A violation is told by seed and turn, which make the same directory again; it is also kept in
-build/fuzz/, as it was when it was found.  Written anew it can be put into
+build/fuzz/.  It can be put into
 tests/fuzz/corpus/directories, which `make test` judges.
 """
 
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from fuzz import recovering
 from fuzz.recovering import Progress
 
@@ -27,7 +27,7 @@ def _run(budget: Budget) -> Tally:
     tally, turn, progress = Tally(), 0, Progress()
     known = recovering.renamed(recovering.models(), budget.seed)
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY if MEMORY.is_dir() else None) as scratch:
-        while budget and len(tally.violations) < VIOLATIONS_MAX:
+        while budget.goes_on(tally) and len(tally.violations) < VIOLATIONS_MAX:
             end = turn + AT_ONCE
             while turn < end and len(tally.violations) < VIOLATIONS_MAX:
                 status = recovering.child(known, budget.seed, range(turn, end), Path(scratch), progress)
@@ -35,18 +35,20 @@ def _run(budget: Budget) -> Tally:
                     break
                 turn = progress["at"]
                 kept = KEPT / f"directory-{budget.seed}-{turn}.tar.xz"
-                with contextlib.suppress(OSError):
-                    recovering.keep(Path(scratch, str(turn)), kept)
                 shutil.rmtree(Path(scratch, str(turn)), ignore_errors=True)
                 what = progress.text() if status == 9 else f"the process ended with {status}"
                 change, _, _ = recovering.case_of(known, budget.seed, turn)
+                with contextlib.suppress(OSError):  # made anew: recovery may have changed it
+                    change.tree.write(Path(scratch, str(turn)))
+                    recovering.keep(Path(scratch, str(turn)), kept)
+                shutil.rmtree(Path(scratch, str(turn)), ignore_errors=True)
                 tally.violate(f"seed {budget.seed}, turn {turn}, {', '.join(change.done)}: {what}")
                 turn += 1
             turn = end
-    tally.survive(progress["accepted"])
-    tally.refuse(progress["refused"])
-    tally.figures = {"opened": progress["opened"], "slowest_ms": progress["slowest_us"] // 1000}
+            tally.survived, tally.refused = progress["accepted"], progress["refused"]
+            tally.tried = tally.survived + tally.refused + len(tally.violations)
+    tally.figures = {"opened": progress["opened"], "slowest ms": progress["slowest_us"] // 1000}
     return tally
 
 
-RECIPE = Recipe("fuzz_recovery", "recovery over hostile directories", _run)
+RECIPE = Recipe("fuzz_recovery", "recovery over hostile directories", _run, (Goal("tried", 100_000),), 300.0)

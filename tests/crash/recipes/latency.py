@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from crash.stores import planting
 from support.processes import Child, Wire, flusher_of, flusher_pid, payload
 from support.steps import Mutation
@@ -36,6 +36,8 @@ WRITERS, FLUSHERS = 200, 100
 HELD_S = 0.1
 """At most; evenly spread, so that it is no multiple of the flusher's pauses."""
 WRITER, PEER = 1, 2
+WAITED, ALONE = "a writer dies and somebody waits", "a writer dies and nobody waits"
+FLUSHER = "the flusher dies"
 
 
 def _hold(wire: Wire, path: Path) -> None:
@@ -89,12 +91,13 @@ def _flusher_dies_ms(log: shmlog.Log) -> float:
     return found
 
 
-def _report(what: str, found: list[float], goal_ms: float, tally: Tally) -> None:
+def _report(what: str, found: list[float], tally: Tally) -> None:
     if not found:
         return
     centiles = statistics.quantiles(found, n=100, method="inclusive") if len(found) > 1 else found * 99
-    name = f"{what} p50/p99/max ms (n={len(found)}, goal {goal_ms:g})"
-    tally.figures[name] = f"{centiles[49]:.1f}/{centiles[98]:.1f}/{max(found):.1f}"
+    tally.figures[f"{what}, times"] = len(found)
+    for name, value in (("p50", centiles[49]), ("p99", centiles[98]), ("most", max(found))):
+        tally.figures[f"{what}, {name} ms"] = round(value, 1)
 
 
 def _deaths(
@@ -111,7 +114,7 @@ def _deaths(
             tally.violate(f"{what}: {found[-1]:.0f} ms, and the goal is {goal_ms:g} ms")
         else:
             tally.survive()
-    _report(what, found, goal_ms, tally)
+    _report(what, found, tally)
 
 
 def torture(budget: Budget, tally: Tally) -> None:
@@ -120,17 +123,15 @@ def torture(budget: Budget, tally: Tally) -> None:
         path = Path(scratch, "log")
         shmlog.open(path, create=True, segment_bytes=1 << 20, window_bytes=1 << 20).close()
         with flusher_of(path), shmlog.open(path, flusher="external") as log:
-            for waits, who, share in ((True, "somebody", 0.3), (False, "nobody", 0.4)):
+            for waits, what, share in ((True, WAITED, 0.3), (False, ALONE, 0.4)):
 
                 def writer_dies(waits: bool = waits) -> float:
                     return _writer_dies_ms(log, waits, HELD_S * dice.random())
 
                 part = Budget(budget.left_s() * share, budget.seed)
-                _deaths(f"a writer dies, {who} waits", WRITERS, WRITER_GOAL_MS, part, tally, writer_dies)
+                _deaths(what, WRITERS, WRITER_GOAL_MS, part, tally, writer_dies)
         with shmlog.open(path) as log:
-            _deaths(
-                "the flusher dies", FLUSHERS, FLUSHER_GOAL_MS, budget, tally, lambda: _flusher_dies_ms(log)
-            )
+            _deaths(FLUSHER, FLUSHERS, FLUSHER_GOAL_MS, budget, tally, lambda: _flusher_dies_ms(log))
 
 
 BUGS = {
@@ -146,4 +147,21 @@ def _run(budget: Budget) -> Tally:
     return planting.torture_and_plant("latency", torture, BUGS, budget)
 
 
-RECIPE = Recipe("latency", "how long a death holds the others up", _run)
+GOALS = (
+    (WAITED, WRITERS, WRITER_GOAL_MS),
+    (ALONE, WRITERS, WRITER_GOAL_MS),
+    (FLUSHER, FLUSHERS, FLUSHER_GOAL_MS),
+)
+RECIPE = Recipe(
+    "latency",
+    "how long a death holds the others up",
+    _run,
+    (
+        *(Goal(f"{what}, times", least=count) for what, count, _ in GOALS),
+        *(Goal(f"{what}, p99 ms", most=goal_ms) for what, _, goal_ms in GOALS),
+        Goal("planted bugs seen", "planted bugs"),
+    ),
+    120.0,
+    ends=True,
+    alone=True,
+)

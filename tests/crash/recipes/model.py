@@ -10,7 +10,7 @@ import traceback
 import warnings
 
 import hypothesis
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from property.test_log_model import LogMachine
@@ -31,7 +31,7 @@ def _run(budget: Budget) -> Tally:
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
-    while budget and len(tally.violations) < 5:
+    while budget.goes_on(tally) and len(tally.violations) < 5:
         before = LogMachine.steps
         machine = hypothesis.seed(budget.random(turn).getrandbits(64))(type("Machine", (LogMachine,), {}))
         try:
@@ -44,4 +44,4 @@ def _run(budget: Budget) -> Tally:
     return tally
 
 
-RECIPE = Recipe("model", "a log beside its model, steps", _run)
+RECIPE = Recipe("model", "a log beside its model, steps", _run, (Goal("tried", 25_000),), 400.0)

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from crash.stores import planting
 from crash.stores.scenarios import a_run
 from crash.stores.users import Harm, import_all
@@ -190,4 +190,12 @@ def _run(budget: Budget) -> Tally:
     return planting.torture_and_plant("points", torture, BUGS, budget)
 
 
-RECIPE = Recipe("points", "a process killed at every line of Python", _run, weight=2)
+RECIPE = Recipe(
+    "points",
+    "a process killed at every line of Python",
+    _run,
+    (Goal("done", "done, planned"), Goal("planted bugs seen", "planted bugs")),
+    480.0,
+    ends=True,
+    alone=True,
+)

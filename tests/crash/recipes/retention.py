@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from support.processes import Child, Wire
 
 import shmlog
@@ -110,6 +110,9 @@ def _run(budget: Budget) -> Tally:
             files.start()
             with Child(_write, path, 1) as one, Child(_write, path, 2) as two:
                 while budget.left_s() > 3 and log.reserved_lsn < ROUNDS * budget_bytes:
+                    tally.figures["budgets through"] = round(log.reserved_lsn / budget_bytes, 1)
+                    if not budget.goes_on(tally):
+                        break
                     dice = budget.random(turn)
                     wrong = _cursor_comes_and_goes(log, time.monotonic() + HELD_S * (1 + dice.random()))
                     if wrong:
@@ -149,5 +152,10 @@ def _missing() -> str | None:
 
 
 RECIPE = Recipe(
-    "retention", "a budget that writers, a slow cursor and killed flushers press on", _run, 0.5, _missing
+    "retention",
+    "a budget that writers, a slow cursor and killed flushers press on",
+    _run,
+    (Goal("tried", 20), Goal("budgets through", 5)),
+    60.0,
+    missing=_missing,
 )

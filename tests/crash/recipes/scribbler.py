@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from support.processes import (
     SEGMENT_BYTES,
     Child,
@@ -279,7 +279,7 @@ def _run(budget: Budget) -> Tally:
     logging.getLogger("shmlog").addHandler(logging.NullHandler())  # what recovery says is expected here
     total = {"calls": 0, "words": 0}
     with tempfile.TemporaryDirectory() as scratch:
-        while budget and len(tally.violations) < 10:
+        while budget.goes_on(tally) and len(tally.violations) < 10:
             rng = budget.random(turn)
             kind = KINDS[turn % len(KINDS)]
             path = Path(scratch, str(turn))
@@ -299,4 +299,4 @@ def _run(budget: Budget) -> Tally:
     return tally
 
 
-RECIPE = Recipe("scribbler", "a log whose memory is scribbled over", _run)
+RECIPE = Recipe("scribbler", "a log whose memory is scribbled over", _run, (Goal("tried", 60),), 150.0)

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from crash.stores import planting
 from support import nats as servers
 from support.processes import Child, Wire, until
@@ -184,7 +184,7 @@ def torture(budget: Budget, tally: Tally) -> None:
         tempfile.TemporaryDirectory(prefix="shmlog-ship-") as scratch,
         servers.cluster(Path(scratch, "nats")) as cluster,
     ):
-        while budget and not tally.violations:
+        while budget.goes_on(tally) and not tally.violations:
             names = ["a"] if turn % 2 else ["a", "b"]
             _turn(Path(scratch, f"log{turn}"), cluster, names, budget.random(turn), budget, tally)
             turn += 1
@@ -213,5 +213,10 @@ def _run(budget: Budget) -> Tally:
 
 
 RECIPE = Recipe(
-    "ship_nats", "shippers and a stream's leader killed while a log grows", _run, missing=servers.missing
+    "ship_nats",
+    "shippers and a stream's leader killed while a log grows",
+    _run,
+    (Goal("tried", 6), Goal("planted bugs seen", "planted bugs")),
+    200.0,
+    missing=servers.missing,
 )

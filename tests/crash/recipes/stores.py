@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from crash.stores import planting, tracer
 from crash.stores.serving import forked_flusher
 from crash.stores.stage import BORDER, SHAPES, Shape, Stage, flush, hold, payloads_of, place, staged, write
@@ -196,13 +196,16 @@ def torture(budget: Budget, tally: Tally) -> None:
             with staged() as stage, flusher_of(stage.path):
                 title = f"{shape.name} (granule {shape.granule}, sizes {shape.sizes})"
                 _guarded(title, functools.partial(_writer_turn, shape), stage, budget, tally)
-            if turn and not budget:
+            if turn and not budget.goes_on(tally):
                 return
         for fill in (True, False):
             with staged() as stage:
                 title = "fill over a border" if fill else "commit and sync"
                 _guarded(title, functools.partial(_flusher_turn, fill), stage, budget, tally)
-        if not budget:
+        if turn == 0:
+            tally.figures["first pass"] = tally.tried
+            tally.figures["first pass, planned"] = tally.tried + int(tally.figures.get("not reached", 0))
+        if not budget.goes_on(tally):
             return
 
 
@@ -245,4 +248,11 @@ def _run(budget: Budget) -> Tally:
     return planting.torture_and_plant("stores", torture, BUGS, budget)
 
 
-RECIPE = Recipe("stores", "a process killed, passed or resumed at every store", _run, missing=tracer.missing)
+RECIPE = Recipe(
+    "stores",
+    "a process killed, passed or resumed at every store",
+    _run,
+    (Goal("first pass", "first pass, planned"), Goal("planted bugs seen", "planted bugs")),
+    90.0,
+    missing=tracer.missing,
+)

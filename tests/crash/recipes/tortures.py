@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 
 TESTS = Path(__file__).resolve().parents[2]
 
@@ -28,15 +28,18 @@ def _run(budget: Budget) -> Tally:
         except subprocess.TimeoutExpired:
             tally.violate(f"the tests did not end: {' '.join(command)}")
             return tally
+        tally.figures |= {"run": 0, "marked": 0, "skipped": 0}
         for case in ElementTree.parse(report).iter("testcase"):
             name = f"{case.get('classname')}.{case.get('name')}"
             if case.find("skipped") is not None:
-                tally.figures["skipped"] = int(tally.figures.get("skipped", 0)) + 1
+                tally.figures["skipped"] = int(tally.figures["skipped"]) + 1
             elif case.find("failure") is not None or case.find("error") is not None:
                 tally.violate(name)
             else:
                 tally.survive()
+            tally.figures["marked"] = int(tally.figures["marked"]) + 1
+        tally.figures["run"] = tally.tried
     return tally
 
 
-RECIPE = Recipe("tortures", "every test marked crash", _run)
+RECIPE = Recipe("tortures", "every test marked crash", _run, (Goal("run", "marked"),), 600.0, ends=True)

@@ -30,7 +30,7 @@ BITTEN = ("flusher", "maker")
 """Who runs what the planted bugs are in, with calls that fail."""
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR, errno.EMFILE, errno.EACCES)
 FIRST = (KILL, errno.EIO, errno.ENOMEM)
-"""Tried before the others, where there is no time for all."""
+"""Tried before the others, where there is no time for all: KILL and EIO of calls, ENOMEM of allocations."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def main() -> int:
     parser.add_argument("seconds", type=float)
     parser.add_argument("seed", type=int)
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
+    parser.add_argument("--enough", action="store_true", help="only what is tried first")
     parser.add_argument("--most", type=int, help="so many faults, however long they take")
     options = parser.parse_args()
     budget = Budget(options.seconds, options.seed)
@@ -121,9 +122,12 @@ def main() -> int:
     budget.random(0).shuffle(faults)
     if options.first:
         faults = sorted((fault for fault in faults if fault.action), key=lambda fault: fault.n)
-    faults.sort(key=lambda fault: fault.action not in FIRST)
     tally = Tally()
-    share_out(faults[: options.most], _trier, budget, tally, options.first)
+    first = [fault for fault in faults if fault.action in FIRST][: options.most]
+    share_out(first, _trier, budget, tally, options.first, "KILL and EIO")
+    rest = [fault for fault in faults if fault.action not in FIRST]
+    if options.most is None and not options.enough and not (options.first and tally.violations):
+        share_out(rest, _trier, budget, tally, options.first, "other errors")
     print(json.dumps(asdict(tally)))
     return 0
 

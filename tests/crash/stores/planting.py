@@ -22,6 +22,8 @@ from support.steps import Mutation
 Torture = Callable[[Budget, Tally], None]
 Bugs = Mapping[str, tuple[Mutation, ...]]
 BITES = 9
+BUG_S = 120.0
+"""The most that one planted bug is looked for."""
 
 
 class _CaughtError(BaseException):
@@ -49,15 +51,15 @@ def caught(recipe: str, bug: tuple[Mutation, ...], seconds: float, seed: int) ->
 def torture_and_plant(recipe: str, torture: Torture, bugs: Bugs, budget: Budget) -> Tally:
     """The recipe's run: three quarters of the time as things are, the rest for each bug."""
     tally = Tally()
-    torture(Budget(budget.seconds * 0.75, budget.seed), tally)
-    seconds = max(30.0, budget.left_s() / len(bugs))
+    torture(Budget(budget.seconds * 0.75, budget.seed, budget.goals), tally)
+    seconds = min(BUG_S, max(30.0, budget.left_s() / len(bugs)))
     seen = 0
     for name, bug in bugs.items():
         if caught(recipe, bug, seconds, budget.seed) is None:
             tally.violate(f"the planted bug was not seen: {name}")
         else:
             seen += 1
-    tally.figures["planted bugs seen"] = f"{seen}/{len(bugs)}"
+    tally.figures |= {"planted bugs": len(bugs), "planted bugs seen": seen}
     return tally
 
 

@@ -20,6 +20,8 @@ WORKERS = 8
 LATE_S = 120.0
 NOT_REACHED = "not reached"
 """The problem of a run whose fault was not delivered: the path varied."""
+TRIES = 3
+"""Before a fault counts as one that is not reached."""
 
 
 def _work(
@@ -34,7 +36,10 @@ def _work(
     for fault in faults:
         if not budget or (stop and stop[0]):
             break
-        problems = attempt(fault)
+        for _ in range(TRIES):
+            problems = attempt(fault)
+            if problems != [NOT_REACHED]:
+                break
         if problems == [NOT_REACHED]:
             missed += 1
         elif problems:
@@ -52,9 +57,11 @@ def share_out(
     budget: Budget,
     tally: Tally,
     first_only: bool = False,
+    what: str = "done",
 ) -> None:
     """Try each fault, as far as the budget goes, or up to the first violation; trier() makes, in a
-    worker, what tries one."""
+    worker, what tries one.  what: the figure that says how many were tried, those that could not be
+    reached too; f"{what}, planned" is how many there are."""
     missed, stop = 0, mmap.mmap(-1, mmap.PAGESIZE) if first_only else None
     with contextlib.ExitStack() as stack:
         workers = [
@@ -64,9 +71,9 @@ def share_out(
     for theirs, not_reached in found:
         tally.survive(theirs.survived)
         missed += not_reached
-    tally.figures["planned"] = len(faults)
-    tally.figures["not reached this time"] = missed
     violations = [violation for theirs, _ in found for violation in theirs.violations]
-    tally.figures["no time for"] = len(faults) - tally.tried - missed - len(violations)
+    tally.figures[what] = sum(theirs.survived for theirs, _ in found) + missed + len(violations)
+    tally.figures[f"{what}, planned"] = len(faults)
+    tally.figures["not reached"] = int(tally.figures.get("not reached", 0)) + missed
     for violation in violations:
         tally.violate(violation)
