@@ -41,8 +41,8 @@ def warn_of_network(path: str, stacklevel: int) -> None:
     if kind in NETWORK:
         warnings.warn(
             f"{path} is on {kind}, a network file system: locks and mappings need not be coherent there, so"
-            " that two machines, or two processes after a lapse of the connection, may write the log at once and"
-            " ruin it; use a local disk",
+            " that two machines, or two processes after a lapse of the connection, may write the log at"
+            " once and ruin it; use a local disk",
             NetworkFileSystemWarning,
             stacklevel=stacklevel + 1,
         )
