@@ -134,6 +134,7 @@ class Committer:
 
     def repair(self, g: int) -> bool:
         """Fill the hole at g if there is one; whether the scan should go on at once."""
+        self._check()  # a tail that is out of order bounds nothing that could be looked through
         found = find_hole(self._native, self._participants, g)
         if isinstance(found, Busy):
             self._blocked(g)

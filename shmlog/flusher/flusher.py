@@ -219,6 +219,8 @@ class Flusher:
             loop(self._ending)
         except BaseException as error:
             log.exception("a loop of the flusher ended")
+            if isinstance(error, LogFailedError):  # the block is damaged: no other flusher could serve it
+                self._control.fail(errno.EFAULT, self._syncer.mark.durable_lsn)
             self._broken = error
             self.stop()
 

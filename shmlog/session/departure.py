@@ -27,8 +27,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from shmlog.errors import LogFailedError
 from shmlog.format.layout import CB, ROLE_HANDLE, ROLE_SIDECAR
 from shmlog.memory import block
+from shmlog.memory.control import ControlBlock
 from shmlog.session.attachment import Attachment, somebody_lives
 from shmlog.system.deadlines import deadline_after, poll
 from shmlog.system.locks import LEASE_BYTE, SETUP_BYTE, LockFile, take_setup
@@ -81,6 +83,15 @@ def leave_unserved(joined: Attachment) -> None:
         lock.unlock(SETUP_BYTE)
 
 
+def _is_damaged(control: ControlBlock) -> bool:
+    """Whether no flusher would serve the block, nor take it away: whoever comes next replaces it."""
+    try:
+        control.bounds()
+    except LogFailedError:
+        return True
+    return False
+
+
 def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], None] | None) -> None:
     """The last handle's part, after it has detached: wait until all that was reserved is durable
     and, unless the flusher is one that stays, the block is gone.
@@ -105,7 +116,7 @@ def see_off(joined: Attachment, deadline: float, start_flusher: Callable[[], Non
             return True
         # seen in this order, only a dead flusher leaves a block behind
         if not served() and block.exists(log_id):
-            if start_flusher is None:
+            if start_flusher is None or (control.failed and _is_damaged(control)):
                 return True
             start_flusher()
         control.commit_bell.ring()
