@@ -230,6 +230,5 @@ class Flusher:
         begin, size = self._geometry.segment_begin(durable), self._geometry.segment_bytes
         for first in range(begin, prepared, size):  # no list: of a damaged block it would have no end
             self._segments.get(first)
-        self._segments.sync_names()
         first = self._native.load(CB.GENERATION) == 1 and self._native.load(CB.SYNCS) == 0
         self._syncer.take_over(first and self._participants.maker_lives())

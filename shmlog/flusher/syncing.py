@@ -74,6 +74,7 @@ class Syncer:
         self._retain = retain
         self._sleeps_long = False
         self._suspect_lsn = 0
+        self._left_half_done = False
         newest = segments.newest_mark()
         self.mark = Mark(
             epoch=control.load(CB.EPOCH),
@@ -92,7 +93,16 @@ class Syncer:
             self._suspect_lsn = 0
         if intent != NO_LSN:
             log.warning("the last flusher died in a sync of [%d, %d)", durable, intent)
-        self.finish_trim()
+        self._left_half_done = True
+
+    def _finish_what_is_half_done(self) -> None:
+        """What a dead flusher may have begun: names that it gave, files that were trimmed.  Before
+        anything is called durable, but in the loop that may wait for the disk: readers and writers
+        are not to wait for it."""
+        if self._left_half_done:
+            self._left_half_done = False
+            self._segments.sync_names()
+            self.finish_trim()
 
     def committed(self) -> None:
         """Told by the commit loop that there is something to sync one day."""
@@ -104,6 +114,7 @@ class Syncer:
         native, control = self._native, self._control
         last_sync = changed_at = time.monotonic()
         patience_s = PATIENCE_S[0]
+        self._finish_what_is_half_done()
         while not stop.is_set() and not control.failed:
             if native.load(CB.WANTED_TRIMMED) > control.trimmed_lsn:
                 self.trim(native.load(CB.WANTED_TRIMMED))
@@ -154,6 +165,7 @@ class Syncer:
         """Make everything below target durable, or latch the failure; a few segments at a
         time when a dead flusher has left many."""
         geometry, control = self._geometry, self._control
+        self._finish_what_is_half_done()
         while (durable := control.durable_lsn) < target and not control.failed:
             most = geometry.segment_end(durable) + SEGMENTS_MAX * geometry.segment_bytes
             self._sync_some(durable, min(target, most))

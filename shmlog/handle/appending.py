@@ -21,7 +21,7 @@ from shmlog.disk import cursors
 from shmlog.disk.directory import Directory
 from shmlog.disk.segments import map_segment
 from shmlog.errors import FormatError, LogFailedError, LogFullError, RecordTooLargeError, errno_text
-from shmlog.format.layout import CB
+from shmlog.format.layout import CB, NO_LSN
 from shmlog.memory.control import ControlBlock
 from shmlog.memory.participants import Participants
 from shmlog.memory.statistics import blocked_by
@@ -192,4 +192,8 @@ class Appending(_native.Writer):
         who = blocked_by(control.load, self._participants)
         if who is not None:
             return f"{text}; {who}"
+        if (intent := control.load(CB.INTENT_LSN)) != NO_LSN:
+            return (
+                f"{text}; the flusher, {flusher}, is in a sync of all below LSN {intent}: is the disk stuck?"
+            )
         return f"{text}; is the flusher running?{trouble(self._directory, control)}"

@@ -13,6 +13,7 @@ from support.processes import Child, Wire, assert_healthy, flusher_of, until
 
 import shmlog
 from shmlog.flusher import flusher as flusher_module
+from shmlog.flusher.open_segments import OpenSegments
 from shmlog.flusher.syncing import Syncer
 from shmlog.session import sidecar
 
@@ -120,6 +121,41 @@ def test_a_sync_that_does_not_return_delays_no_append_until_the_window_is_full(l
             log.wait_durable(timeout=0.05)
         flusher.say("go on")
         log.wait_durable(timeout=20)
+        log.close()
+        flusher.signal(signal.SIGTERM)
+        assert flusher.result() == 0
+
+
+def _flush_stuck_in_the_take_over(wire: Wire, path: Path) -> int:
+    """A flusher that waits for the disk before it can call anything durable."""
+    real = OpenSegments.sync_names
+
+    def sync_names(self: OpenSegments) -> None:
+        wire.say("stuck")
+        wire.hear()
+        real(self)
+
+    OpenSegments.sync_names = sync_names  # type: ignore[method-assign]
+    return sidecar.run(str(path), 1000.0, 0o600, False)
+
+
+def test_a_flusher_that_waits_for_the_disk_as_it_begins_delays_no_append_or_reader(
+    log_path: Path,
+) -> None:
+    """A loaded disk takes tens of seconds to make a directory's names durable."""
+    with (
+        shmlog.open(log_path, create=True, flusher="external", window_bytes=1 << 20, timeout=40) as log,
+        Child(_flush_stuck_in_the_take_over, log_path) as flusher,
+    ):
+        assert flusher.hear() == "stuck"
+        for n in range(3000):  # three windows
+            log.append(b"%1000d" % n, timeout=20)
+        log.wait_committed(timeout=20)
+        with pytest.raises(TimeoutError):
+            log.wait_durable(timeout=0.05)
+        assert sum(1 for _ in log.read()) == 3000 and log.durable_lsn == 0
+        flusher.say("go on")
+        log.wait_durable()
         log.close()
         flusher.signal(signal.SIGTERM)
         assert flusher.result() == 0
