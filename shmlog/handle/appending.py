@@ -193,7 +193,5 @@ class Appending(_native.Writer):
         if who is not None:
             return f"{text}; {who}"
         if (intent := control.load(CB.INTENT_LSN)) != NO_LSN:
-            return (
-                f"{text}; the flusher, {flusher}, is in a sync of all below LSN {intent}: is the disk stuck?"
-            )
+            return f"{text}; the flusher, {flusher}, is in a sync up to LSN {intent}: is the disk stuck?"
         return f"{text}; is the flusher running?{trouble(self._directory, control)}"

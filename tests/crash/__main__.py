@@ -150,6 +150,7 @@ def main() -> int:
         if options.json == "-":
             print(report)
         else:
+            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
             Path(options.json).write_text(report + "\n")
     violated = any(tally.violations or not tally.tried for tally, _ in done.values())
     if interrupted:

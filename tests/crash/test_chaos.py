@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crash import world
 from crash.kit import Budget, Tally
 from crash.recipes import chaos
+from support.processes import is_alive
 
 import shmlog.flusher.committing
 import shmlog.session.attachment
@@ -27,6 +31,24 @@ def test_one_turn_of_chaos_violates_nothing(tmp_path: Path) -> None:
     chaos.turn(Budget(60, seed=5), 0, tally, keep=tmp_path, rounds=1, steps=8)
     assert not tally.violations
     assert tally.survived >= 3, "faults were delivered"
+
+
+def test_a_round_that_ends_kills_who_had_no_time_to_join_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object) -> None:
+        while True:
+            signal.pause()
+
+    monkeypatch.setattr(world, "in_group", late)
+    one = world.World(tmp_path, random.Random(1), Tally(), forked=True)
+    try:
+        one.begin()
+        pids = [actor.pid for actor in one.actors]
+        one.kill_all()
+        assert len(pids) > 3 and not any(is_alive(pid) for pid in pids)
+    finally:
+        one.remove()
 
 
 def _repair_by_time_out(patch: pytest.MonkeyPatch) -> None:

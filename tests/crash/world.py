@@ -106,13 +106,21 @@ class World:
             )
             self.count("interpreters")
         else:
-            process = Child(in_group, self.group, act, *what)
+            process = self.fork(act, *what)
         self.actors.append(Actor(role, self.life, process))
+
+    def fork(self, function: Callable[..., Any], *arguments: Any) -> Child:
+        """A child that is in the round's group before this returns.  It joins it itself, too, but on a
+        busy machine that may be after the round has ended: a kill of the group would miss it."""
+        child = Child(in_group, self.group, function, *arguments)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and somebody waited for it
+            os.setpgid(child.pid, self.group)
+        return child
 
     def start_flusher(self) -> None:
         """A flusher of our own, where the handles start none."""
         interval = self.rng.choice([0.0, 0.01, 0.2, 1000.0])
-        process = Child(in_group, self.group, flush, str(self.path), interval)
+        process = self.fork(flush, str(self.path), interval)
         self.actors.append(Actor("flush", 0, process))
 
     def begin(self) -> None:

@@ -29,7 +29,7 @@ from crash.power.model import DICE
 from crash.power.mounts import attached, copy_sparse, make_file_system, mount, unmount
 from crash.power.promises import Promises, Violation
 from crash.power.recorder import SECTOR_BYTES, SOCKET
-from crash.power.workers import report, worker_arguments
+from crash.power.workers import ends_at, report, worker_arguments
 from support.processes import Child, Wire
 
 CUTS_OF_A_LIFE = 250
@@ -214,8 +214,8 @@ def main() -> int:
     options = parser.parse_args()
     mount("none", options.scratch, "tmpfs", "size=2g")
     (options.scratch / "fs").mkdir()
-    ends_at = time.monotonic() + options.seconds
-    worker = Worker(options.kind, options.seed, ends_at, options.scratch, options.keep, options.images)
+    until = ends_at(options.seconds)
+    worker = Worker(options.kind, options.seed, until, options.scratch, options.keep, options.images)
     worker.run()
     if worker.counts["not mountable"] > 5 + worker.counts["images"] // 10:
         worker.violations.append(f"{worker.counts['not mountable']} images could not be mounted")

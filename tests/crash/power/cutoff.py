@@ -37,7 +37,7 @@ from crash.power.images import Image
 from crash.power.mounts import attached, copy_sparse, make_file_system, mount, mounted, shut_down, unmount
 from crash.power.promises import Promises, Violation
 from crash.power.recorder import SOCKET
-from crash.power.workers import report, worker_arguments
+from crash.power.workers import ends_at, report, worker_arguments
 from support.processes import Child, Wire, block_path
 
 SET_UPS = (
@@ -177,8 +177,8 @@ def main() -> int:
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     mount("none", options.scratch, "tmpfs", "size=2g")
-    ends_at = time.monotonic() + options.seconds
-    worker = Worker(options.seed, ends_at, options.scratch, options.keep, options.cuts)
+    until = ends_at(options.seconds)
+    worker = Worker(options.seed, until, options.scratch, options.keep, options.cuts)
     worker.run()
     report(worker.counts, worker.violations)
     return 0

@@ -34,7 +34,7 @@ from crash.power.kept import Kept
 from crash.power.model import Disk, Draw, Image, moments, write
 from crash.power.promises import Found, LostError, Promises, RefusedError, Violation, check
 from crash.power.recorder import Recorder, Timeline
-from crash.power.workers import report, worker_arguments
+from crash.power.workers import ends_at, report, worker_arguments
 
 MOMENTS = 80
 DRAWS = 8
@@ -211,9 +211,9 @@ def main() -> int:
         parser.add_argument(f"--{kind}", type=int, default=least)
     parser.add_argument("--no-canary", action="store_true")
     options = parser.parse_args()
-    ends_at = time.monotonic() + options.seconds
+    until = ends_at(options.seconds)
     least = {kind: getattr(options, kind) for kind in ("distinct", "nested", "resurrected")}
-    worker = Worker(options.seed, least, ends_at, options.scratch, options.keep)
+    worker = Worker(options.seed, least, until, options.scratch, options.keep)
     if not options.no_canary:
         with lives.in_one_place():
             worker.counts["canary"] = worker.canary()

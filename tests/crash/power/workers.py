@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +31,9 @@ BUILDS = TESTS.parent / "build" / "tests"
 KEPT = TESTS.parent / "build" / "crash" / "power"
 """What broke a promise, to be seen again."""
 MEMORY = Path("/dev/shm")
-GRACE_S = 60.0
+GRACE_S = 120.0
+"""After its time a worker only ends what it has begun: so long, and then it is ended."""
+SAYS_S = 2.0
 
 
 @dataclass
@@ -118,7 +122,18 @@ def _gather(process: subprocess.Popen[str], seconds: float, package: Path, cuts:
     try:
         output, said = process.communicate(timeout=seconds + GRACE_S)
     except subprocess.TimeoutExpired:
-        cuts.violations.append(f"a worker did not end within {seconds + GRACE_S:g} s")
+        stuck = ", ".join(_waits(process.pid))
+        process.send_signal(signal.SIGUSR1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SAYS_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        said = ""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel
+            _, said = process.communicate(timeout=SAYS_S)
+        cuts.violations.append(
+            f"a worker did not end within {seconds + GRACE_S:g} s: {stuck}\n{said[-3000:]}"
+        )
         return
     if process.returncode != 0:
         cuts.violations.append(f"a worker ended with {process.returncode}: {said[-3000:]}")
@@ -128,6 +143,15 @@ def _gather(process: subprocess.Popen[str], seconds: float, package: Path, cuts:
     cuts.counts.update(report["counts"])
     cuts.violations += report["violations"]
     cuts.seen.update(report["seen"])
+
+
+def _waits(session: int) -> Iterator[str]:
+    """What each process of a session waits for in the kernel."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, ProcessLookupError):
+            if os.getsid(int(entry.name)) == session:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                yield f"pid {entry.name} ({state}) in {(entry / 'wchan').read_text()}"
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -143,6 +167,13 @@ def _end(process: subprocess.Popen[str]) -> None:
 def replay_image(name: str) -> Tally:
     """See a violation of power_disk or power_live again."""
     return run([in_namespace("crash.power.images", "--name", name)], 0, 60.0).tally(("images",), ())
+
+
+def ends_at(seconds: float) -> float:
+    """Until when a worker that has just begun may begin something new.  It says where it is when it
+    is asked; a watch of faulthandler's own would hang every flusher that is forked from here."""
+    faulthandler.register(signal.SIGUSR1)
+    return time.monotonic() + seconds
 
 
 def worker_arguments() -> argparse.ArgumentParser:
