@@ -24,21 +24,25 @@ Invariants
       beginning of the segment that holds the last durable one up to committed_lsn, before
       anything of it is made durable; a reserved range that is not committed is not looked
       at.  What is damaged below durable_lsn is not repaired on a guess.
+  E2  A log that has failed is joined while somebody uses it, and never once nobody does: whoever
+      opens it then gets what the files hold.  Why it had failed is noted before the block goes.
 
 This module knows how to join.  It may not know what is done then.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmlog import _native
-from shmlog.disk import segment
+from shmlog.disk import failure, segment
 from shmlog.disk.cases import Case
 from shmlog.disk.directory import Directory
+from shmlog.disk.failure import Failure
 from shmlog.disk.recovery import Recovery, recover
 from shmlog.disk.segments import segment_path
 from shmlog.disk.walk import Walker
@@ -162,7 +166,7 @@ def _join_or_make(
         log.warning("replacing a control block that nobody uses: %s", error)
         block.unlink_all(identity.log_id)
     else:
-        doubt = None if somebody_lives(lock) else _doubt(directory, control)
+        doubt = None if somebody_lives(lock) else _doubt(directory, control, mode)
         if doubt is None:
             return control, None, None
         log.warning(
@@ -180,15 +184,21 @@ def _join_or_make(
     return control, found, first
 
 
-def _doubt(directory: Directory, control: ControlBlock) -> str | None:
+def _doubt(directory: Directory, control: ControlBlock, mode: int) -> str | None:
     """Why a block that nobody has guarded is not believed, if so (E1).  CorruptionError: what
     it calls durable is not in the files."""
+    why = None
+    if control.failed:  # E2
+        number, lsn = control.load(CB.FAILED_ERRNO), control.load(CB.FAILED_LSN)
+        known = not control.lost and number in errno.errorcode
+        failure.note(directory, Failure(number if known else 0, lsn if known else 0), mode)
+        why = control.failure().what
+    if control.lost:
+        return why
     try:
         trimmed, committed = control.bounds()
     except LogFailedError as damage:
         return damage.what  # no flusher can serve it, so none would take it away
-    if control.failed:
-        return None  # whoever serves it takes it away
     geometry, durable = directory.identity.geometry, control.durable_lsn
     begin = max(trimmed, geometry.segment_begin(max(0, durable - 1)))
     problem, bad = _missing(directory, begin, max(committed, control.load(CB.PREPARED_LSN)))
@@ -199,7 +209,7 @@ def _doubt(directory: Directory, control: ControlBlock) -> str | None:
         if walk.end_lsn < stop:
             problem, bad = walk.problem.text, walk.bad_lsn
     if problem is None:
-        return None
+        return why
     if bad < durable:
         name = f"/dev/shm/{block.block_name(directory.identity.log_id)}"
         raise CorruptionError(

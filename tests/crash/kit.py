@@ -120,7 +120,7 @@ class Goal:
     def amount(self, tally: Tally) -> str:
         """As in "20,113 of 20,000 cut"."""
         has, wanted = tally.figure(self.of) or 0, self.wanted(tally)
-        of = "at most" if self.most is not None else "of"
+        of = "of at most" if self.most is not None else "of"
         return f"{has:,} {of} {'all' if wanted is None else f'{wanted:,}'} {self.of}"
 
     def said(self, tally: Tally) -> str:

@@ -249,3 +249,30 @@ def test_a_damaged_block_of_a_log_that_failed_of_it_is_replaced_once_all_have_cl
     with shmlog.open(log_path, timeout=20) as log:
         assert [record.lsn for record in log.read()][: len(lsns)] == lsns
         log.append(b"and on", durable=True)
+
+
+@pytest.mark.holds("E2")
+def test_a_log_that_failed_and_whose_users_all_died_is_recovered_by_who_opens_it(log_path: Path) -> None:
+    """Its block is still there; who joined it could only be told that the log has failed, and read
+    what the disk may have lost since."""
+
+    def write(wire: Wire) -> None:
+        log = shmlog.open(log_path, segment_bytes=SEGMENT_BYTES)
+        lsns = append_some(log, 1, 50)
+        log.wait_durable()
+        kill_flusher(log)
+        log._joined.control.fail(errno.EIO, log.durable_lsn)
+        wire.say((lsns, log.durable_lsn))
+        wire.hear()
+
+    shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES).close()
+    with Child(write) as child:
+        lsns, durable = child.hear()
+        kill_everybody(log_path, [child])
+    assert block_path(log_path).exists()
+    with shmlog.open(log_path, timeout=20) as log:
+        assert log.recovery is not None and log.recovery.failure is not None
+        assert (log.recovery.failure.errno, log.recovery.failure.lsn) == (errno.EIO, durable)
+        check_records(log, {1: lsns})
+        assert_healthy(log)
+    assert not (log_path / "FAILED").exists()

@@ -10,7 +10,17 @@ from xml.etree import ElementTree
 
 from crash.kit import Budget, Goal, Recipe, Tally
 
+SAID = 2000
+"""So much of what pytest says of a failure is shown."""
 TESTS = Path(__file__).resolve().parents[2]
+
+
+def _wrong(case: ElementTree.Element) -> str | None:
+    """What pytest said of a test that did not pass."""
+    for kind in ("failure", "error"):
+        if (found := case.find(kind)) is not None:
+            return f"{found.get('message')}\n{(found.text or '')[-SAID:]}"
+    return None
 
 
 def _run(budget: Budget) -> Tally:
@@ -33,8 +43,8 @@ def _run(budget: Budget) -> Tally:
             name = f"{case.get('classname')}.{case.get('name')}"
             if case.find("skipped") is not None:
                 tally.figures["skipped"] = int(tally.figures["skipped"]) + 1
-            elif case.find("failure") is not None or case.find("error") is not None:
-                tally.violate(name)
+            elif (wrong := _wrong(case)) is not None:
+                tally.violate(f"{name}: {wrong}")
             else:
                 tally.survive()
             tally.figures["marked"] = int(tally.figures["marked"]) + 1
