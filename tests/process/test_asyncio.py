@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import select
+import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -20,6 +21,8 @@ import pytest
 from support.processes import SEGMENT_BYTES, Child, Wire, flusher_pid, kill_flusher, until
 
 import shmlog
+from shmlog import _native
+from shmlog.format.layout import CB
 from shmlog.handle.loops import SERVED_MAX
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -463,6 +466,30 @@ def test_readonly_watch_is_readable_now_and_then_and_when_something_comes(log_pa
 
             until(seen)
         assert reader.committed_lsn > begin
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_block_that_is_cut_under_a_watch_is_no_death(tmp_path: Path) -> None:
+    block = tmp_path / "block"
+    block.write_bytes(bytes(_native.LAYOUT["CB_HEADER_BYTES"]))
+    with block.open("r+b") as file:
+        file.seek(CB.STATE)
+        file.write(struct.pack("<Q", _native.LAYOUT["STATE_RUNNING"]))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with block.open("rb") as file:
+                mapping = _native.Mapping(file.fileno(), block.stat().st_size, False)
+            watch = _native.Watch(mapping)
+            assert watch.arm(_native.WATCH_DURABLE, 1, 0) == _native.WATCH_ARMED
+            assert not select.select([watch], [], [], 0.02)[0]
+            os.truncate(block, 0)
+            assert select.select([watch], [], [], 20)[0]
+            assert mapping.faulted
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_wrong_use_of_a_watch_is_named(log_path: Path) -> None:
