@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import copy
+import multiprocessing
 import pickle
 import shutil
 from pathlib import Path
