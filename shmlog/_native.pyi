@@ -180,6 +180,7 @@ def arrow_stream(
     header: bytes,
     header_copy_at: int,
     segment_bytes: int,
+    owner: int,
     begin_lsn: int,
     stop_lsn: int,
     end_lsn: int,

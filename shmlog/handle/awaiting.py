@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import time
-import weakref
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from shmlog.errors import ClosedError, LogFailedError, LogFullError
 from shmlog.handle.reading import Reading
 from shmlog.handle.watch import Watch, Watched
 from shmlog.records.batch import Record, RecordBatch
-from shmlog.records.reader import BATCH_RECORDS, Tags, core_tags
+from shmlog.records.reader import BATCH_RECORDS, CoreTags, Tags, core_tags
 from shmlog.system.deadlines import check_timeout
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Awaiting(Reading):
     path: str
     _closed: bool
     _timeout: float
-    _waits: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Waits] | None = None
+    _waits: dict[asyncio.AbstractEventLoop, Waits] | None = None
 
     def watch(self) -> Watch:
         """A descriptor that becomes readable with a watermark, for event loops of any kind."""
@@ -63,10 +62,13 @@ class Awaiting(Reading):
         from shmlog.handle.loops import Waits
 
         if self._waits is None:
-            self._waits = weakref.WeakKeyDictionary()
+            self._waits = {}
         loop = asyncio.get_running_loop()
         waits = self._waits.get(loop)
         if waits is None or waits.generation != _native.fork_generation():
+            for other in [known for known in list(self._waits) if known.is_closed()]:
+                if past := self._waits.pop(other, None):
+                    past.abandon()
             waits = self._waits[loop] = Waits(self.watch(), self._watermark, self._look_after)
         return waits
 
@@ -77,7 +79,7 @@ class Awaiting(Reading):
             if waits.generation == _native.fork_generation():
                 waits.end()
 
-    async def atail_batches(
+    def atail_batches(
         self,
         start: int | None = None,
         *,
@@ -87,13 +89,18 @@ class Awaiting(Reading):
     ) -> AsyncIterator[RecordBatch]:
         """tail_batches() for asyncio: arguments and errors as there.  Other tasks run between
         the batches, which hold about a MiB each."""
-        import asyncio
-
         wanted = core_tags(tags)
         seconds = None if timeout is None else check_timeout(timeout)
         delay = check_timeout(max_delay, "max_delay")
         begin, _ = self._range(self._bounds()[1] if start is None else start, None)
-        named, records, quiet_since = start is not None, 256, time.monotonic()
+        return self._follow(begin, start is not None, wanted, seconds, delay)
+
+    async def _follow(
+        self, begin: int, named: bool, wanted: CoreTags, seconds: float | None, delay: float
+    ) -> AsyncIterator[RecordBatch]:
+        import asyncio
+
+        records, quiet_since = 256, time.monotonic()
         waits = self._waits_here()
         while True:
             _, committed = self._bounds()
@@ -113,13 +120,18 @@ class Awaiting(Reading):
                 await asyncio.sleep(0)
             begin, named, quiet_since = committed, False, time.monotonic()
 
-    async def atail(
+    def atail(
         self, start: int | None = None, timeout: float | None = None, *, tags: Tags = None
     ) -> AsyncIterator[Record]:
         """tail() for asyncio: arguments and errors as there."""
-        async for batch in self.atail_batches(start, tags=tags, timeout=timeout):
-            for record in batch:
-                yield record
+        batches = self.atail_batches(start, tags=tags, timeout=timeout)
+
+        async def follow() -> AsyncIterator[Record]:
+            async for batch in batches:
+                for record in batch:
+                    yield record
+
+        return follow()
 
 
 class AwaitingWriter(Awaiting):

@@ -64,6 +64,7 @@ class _Source(Protocol):
         max_delay: float = 0.0,
     ) -> Iterator[RecordBatch]: ...
     def seek_time(self, time_ns: int) -> int: ...
+    def scan(self, start: int | None = None) -> object: ...
     def _lag(self, lsn: int) -> Lag: ...
     def _oldest(self) -> int: ...
 
@@ -159,7 +160,9 @@ class Cursor:
         place = operator.index(lsn)
         if not 0 <= place <= self._source.committed_lsn:
             raise ValueError(f"LSN {place} is not committed: the log ends at {self._source.committed_lsn}")
-        if place % GRANULE_BYTES:
+        if place >= self._source.trimmed_lsn:
+            self._source.scan(place)
+        elif place % GRANULE_BYTES:
             raise ValueError(f"no record begins at LSN {place}, which is no multiple of {GRANULE_BYTES}")
         return place
 

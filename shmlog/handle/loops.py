@@ -6,12 +6,17 @@
 
 A loop's waits are its own, and only its thread comes here: no lock is needed.
 
+Invariants
+  Q2  One run of the loop wakes at most so many tasks of a watermark, whatever asks for it: the
+      watch, the timer, or those that are left from the run before.
+
 This module knows asyncio and watermarks.  It may not know handles, or what is done then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 from collections.abc import Callable
@@ -22,10 +27,18 @@ from shmlog.handle.watch import Watch, Watched
 LOOK_S = 0.05
 """While somebody waits, the handle and its flusher are looked at so often."""
 
-SERVED_MAX = 128
+SERVED_MAX = 64
 """Tasks woken at once: others run in between, however many a sync has made durable."""
 
+GIVEN_UP_MIN = 64
+"""Waits that ran out or were cancelled are swept out once they are so many, and half of all."""
+
 _numbers = itertools.count()
+
+
+def _run_out(future: asyncio.Future[bool]) -> None:
+    if not future.done():
+        future.set_result(False)
 
 
 class Waits:
@@ -37,11 +50,13 @@ class Waits:
         self._watch = watch
         self._watermark = watermark
         self._look = look
-        self._heaps: dict[Watched, list[tuple[int, int, asyncio.Future[None]]]] = {
+        self._heaps: dict[Watched, list[tuple[int, int, asyncio.Future[bool]]]] = {
             "committed": [],
             "durable": [],
         }
         self._armed: dict[Watched, int] = {}
+        self._given_up: dict[Watched, int] = {"committed": 0, "durable": 0}
+        self._serves_soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._fd = watch.fileno()
         self.loop.add_reader(self._fd, self._ready)
@@ -50,23 +65,42 @@ class Waits:
         """Wait until the watermark is at least lsn; False after so many seconds."""
         if self._watermark(kind) >= lsn:
             return True
-        future: asyncio.Future[None] = self.loop.create_future()
+        future: asyncio.Future[bool] = self.loop.create_future()
         heapq.heappush(self._heaps[kind], (lsn, next(_numbers), future))
         if self._armed.get(kind, lsn + 1) > lsn:
             self._arm(kind)
         if self._timer is None:
             self._timer = self.loop.call_later(LOOK_S, self._on_timer)
+        limit = None if seconds is None else self.loop.call_later(seconds, _run_out, future)
+        reached = False
         try:
-            async with asyncio.timeout(seconds):
-                await future
-        except TimeoutError:
-            return self._watermark(kind) >= lsn
-        return True
+            reached = await future
+        finally:
+            if limit is not None:
+                limit.cancel()
+            if not reached:  # run out, cancelled or failed
+                self._sweep(kind)
+        return reached or self._watermark(kind) >= lsn
+
+    def _sweep(self, kind: Watched) -> None:
+        """One more was given up: those that an earlier LSN keeps in the heap must not grow for ever."""
+        heap = self._heaps[kind]
+        self._given_up[kind] += 1
+        if self._given_up[kind] > max(GIVEN_UP_MIN, len(heap) // 2):
+            heap[:] = [entry for entry in heap if not entry[2].done()]
+            heapq.heapify(heap)
+            self._given_up[kind] = 0
 
     def end(self) -> None:
         """From any thread: the handle has been closed, so look at once, and no more after that."""
-        if not self.loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
             self.loop.call_soon_threadsafe(self._end)
+            return
+        self.abandon()
+
+    def abandon(self) -> None:
+        """The loop has been closed: nobody waits any more."""
+        self._watch.close()
 
     def _end(self) -> None:
         if self._timer is not None:
@@ -87,14 +121,20 @@ class Waits:
         if heap:
             self._armed[kind] = heap[0][0]
             if self._watch.arm(kind, heap[0][0]):
-                self.loop.call_soon(self._serve)
+                self._serve_soon()
 
     def _ready(self) -> None:
         self._watch.clear()
-        self._serve()
+        self._serve_soon()
+
+    def _serve_soon(self) -> None:
+        if not self._serves_soon:  # Q2
+            self._serves_soon = True
+            self.loop.call_soon(self._serve)
 
     def _serve(self) -> None:
         """Wake the tasks whose LSN has been reached; all of them, if none ever will be."""
+        self._serves_soon = False
         try:
             for kind, heap in self._heaps.items():
                 if not heap:
@@ -103,7 +143,7 @@ class Waits:
                 while heap and served < SERVED_MAX and (heap[0][0] <= has or heap[0][2].done()):
                     future = heapq.heappop(heap)[2]
                     if not future.done():
-                        future.set_result(None)
+                        future.set_result(True)
                         served += 1
                 self._arm(kind)
         except Exception as error:
@@ -127,4 +167,4 @@ class Waits:
         except Exception as error:
             self._fail(error)
         else:
-            self._serve()
+            self._serve_soon()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, overload
 
 import numpy as np
 
@@ -143,6 +143,15 @@ class RecordBatch:
             *(column.tolist() for column in columns), strict=True
         ):
             yield Record(lsn, time_ns, tag, writer, memory[at : at + nbytes])
+
+    def __copy__(self) -> RecordBatch:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a RecordBatch cannot be pickled, for its payloads are views of the log's files: send"
+            " batch.array(dtype), a scan() of its range, or batch.lsn for take()"
+        )
 
     def __repr__(self) -> str:
         if not len(self):

@@ -134,6 +134,7 @@ class Scan:
             header[:ALIKE_BYTES],
             HEADER_OFFSETS[-1],
             geometry.segment_bytes,
+            self._directory.owner,
             self.start,
             self.stop,
             self._end,

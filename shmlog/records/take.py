@@ -72,9 +72,9 @@ class Taker:
             out = target = np.empty((len(wanted), *kind.shape), kind.base)
         elif target.nbytes != len(wanted) * kind.itemsize:
             raise ValueError(f"out has {target.nbytes} bytes, not {len(wanted)} times {kind.itemsize}")
-        if len(wanted) and kind.itemsize:
+        if len(wanted):
             source = self._source(wanted, trimmed, committed)
-            memory = target.reshape(-1).view(np.uint8)
+            memory = target.reshape(-1).view(np.uint8) if kind.itemsize else np.empty(0, np.uint8)
             taken, problem = _native.take_rows(source, wanted, kind.itemsize, memory)
             self._check(source, wanted, taken, problem, f"{kind.itemsize} bytes")
         return out

@@ -26,10 +26,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from shmlog.errors import ShmlogError
 from shmlog.handle.readonly import open_readonly
 from shmlog.records.batch import Record, RecordBatch
 from shmlog.records.reader import Tags
-from shmlog.records.scan import Scan
+from shmlog.records.scan import ArrowScan, Scan
 from shmlog.system import files
 
 FORMATS = ("jsonl", "csv", "parquet", "mcap")
@@ -110,10 +111,11 @@ def export(
     if os.path.lexists(to) and not force:
         raise FileExistsError(f"{to} is there already")
     with open_readonly(where) as log:
+        now = log.committed_lsn  # first: what comes while a time is looked for is of no time before
         begin = log.seek_time(since_ns) if since_ns is not None else None
         end = log.seek_time(until_ns) if until_ns is not None else None
         low = max((lsn for lsn in (start, begin) if lsn is not None), default=None)
-        high = min((lsn for lsn in (stop, end) if lsn is not None), default=None)
+        high = min(lsn for lsn in (stop, end, now) if lsn is not None)
         scan = log.scan(low, high, tags=tags)
         temporary = f"{to}.{os.urandom(8).hex()}.tmp"
         try:
@@ -169,7 +171,7 @@ def _jsonl(scan: Scan, target: str, dtype: npt.DTypeLike | None, progress: Progr
                 facts = map(record_facts, batch)
             else:
                 facts = map(_row_facts, batch, batch.array(dtype))
-            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in facts))
+            file.write(b"".join(json.dumps(line, default=_text).encode() + b"\n" for line in facts))
             count += len(batch)
     return count
 
@@ -184,6 +186,11 @@ def _row_facts(record: Record, row: Any) -> dict[str, Any]:
     if row.dtype.names:
         return facts | {name: _plain(row[name]) for name in row.dtype.names}
     return facts | {"data": _plain(row)}
+
+
+def _text(value: Any) -> str:
+    """What JSON has no form for: a time, a complex number."""
+    return str(value.isoformat() if hasattr(value, "isoformat") else value)
 
 
 def _plain(value: Any) -> Any:
@@ -217,20 +224,58 @@ def _csv(scan: Scan, target: str, dtype: npt.DTypeLike | None, progress: Progres
 
 def _parquet(scan: Scan, target: str, dtype: npt.DTypeLike | None, progress: Progress) -> int:
     """One pass of the core's Arrow stream; duckdb does not hold it all in memory."""
-    stream = scan.arrow(dtype)
-    with contextlib.suppress(ImportError):
-        duckdb = importlib.import_module("duckdb")
-        name = target.replace("'", "''")
+    try:
+        stream = scan.arrow(dtype)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    by = _by_duckdb
+    try:
+        importlib.import_module("duckdb")
+    except ImportError:
+        _package("polars", "parquet")
+        by = _by_polars
+    try:
+        count = by(stream, target)
+    except OSError:
+        raise
+    except Exception as error:
+        raise _meant(error, scan, dtype) from None
+    progress(1, 1)
+    return count
+
+
+def _by_duckdb(stream: ArrowScan, target: str) -> int:
+    duckdb = importlib.import_module("duckdb")
+    name = target.replace("'", "''")
+    try:
         with duckdb.connect() as database:
             database.register("records", stream)
             copied = database.execute(f"COPY (SELECT * FROM records) TO '{name}' (FORMAT parquet)")
             (count,) = copied.fetchone()
-        progress(1, 1)
-        return int(count)
-    frame = _package("polars", "parquet").DataFrame(stream)
+    except duckdb.IOException as error:
+        raise OSError(str(error)) from None
+    except RuntimeError as error:
+        if "interrupted" in str(error):  # by Ctrl-C, which it keeps to itself
+            raise KeyboardInterrupt from None
+        raise
+    return int(count)
+
+
+def _by_polars(stream: ArrowScan, target: str) -> int:
+    frame = importlib.import_module("polars").DataFrame(stream)
     frame.write_parquet(target)
-    progress(1, 1)
     return int(frame.height)
+
+
+def _meant(error: Exception, scan: Scan, dtype: npt.DTypeLike | None) -> Exception:
+    """What another package's error about a stream means: what reading the same says."""
+    try:
+        for batch in scan:
+            if dtype is not None:
+                batch.array(dtype)
+    except (ShmlogError, OSError, ValueError) as ours:
+        return ours
+    return OSError(f"{type(error).__name__}: {error}")
 
 
 def _mcap(scan: Scan, target: str, dtype: npt.DTypeLike | None, progress: Progress) -> int:

@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import shmlog
+from shmlog.format.layout import SEGMENT_HEADER_BYTES
 from shmlog.tools.export import MissingPackageError, export, parse_dtype
 
 ROW = np.dtype([("n", "<i4"), ("x", "<f8")])
@@ -163,6 +165,70 @@ def test_export_that_fails_leaves_nothing_and_replaces_nothing(
     assert len(target.read_text().splitlines()) == len(texts)
     wrong = _run("export", log_path, tmp_path / "out.xyz")
     assert (wrong.returncode, "the ending names the format" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("mcap", marks=_has("mcap"))])
+def test_export_that_is_interrupted_leaves_no_file(
+    kind: str, log_path: Path, texts: list[tuple[int, int, bytes]], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        export(log_path, tmp_path / f"out.{kind}", progress=lambda *_: signal.raise_signal(signal.SIGINT))
+    assert os.listdir(tmp_path) == ["log"]
+
+
+_SAYS_AND_EXPORTS = """
+import resource, sys
+import shmlog.cli.main
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(shmlog.cli.main.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("parquet", marks=_has("duckdb"))])
+def test_disk_that_takes_no_more_is_an_error_and_leaves_no_file(
+    kind: str, log_path: Path, texts: list[tuple[int, int, bytes]], tmp_path: Path
+) -> None:
+    with shmlog.open(log_path) as log:
+        log.append(np.random.default_rng(0).bytes(60_000))
+    command = [sys.executable, "-c", _SAYS_AND_EXPORTS, "export", str(log_path), str(tmp_path / f"o.{kind}")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr, done.stderr
+    assert os.listdir(tmp_path) == ["log"]
+
+
+@_has("duckdb")
+def test_parquet_says_what_reading_says_and_is_interrupted_as_the_others(
+    log_path: Path, rows: np.ndarray[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out.parquet"
+    with pytest.raises(ValueError, match="are not all of"):
+        export(log_path, target, dtype="<f8")
+    with pytest.raises(ValueError, match="has no Arrow type"):
+        export(log_path, target, dtype="c8")
+    with (log_path / "segments" / f"{0:020d}.seg").open("r+b") as file:
+        file.seek(SEGMENT_HEADER_BYTES + 64 + 32)
+        file.write(b"\xff")
+    with pytest.raises(shmlog.CorruptionError, match="LSN 64: the checksum"):
+        export(log_path, target, dtype=ROW)
+    duckdb = importlib.import_module("duckdb")
+
+    def connect() -> Any:
+        raise RuntimeError("Query interrupted")  # what Ctrl-C becomes there
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(duckdb, "connect", connect)
+        export(log_path, target, dtype=ROW)
+    assert os.listdir(tmp_path) == ["log"]
+
+
+def test_times_and_complex_numbers_are_text_in_json(log_path: Path, tmp_path: Path) -> None:
+    kind = np.dtype([("at", "<M8[us]"), ("z", "<c16")])
+    with shmlog.open(log_path, create=True) as log:
+        log.append_array(np.array([("2026-11-24T12:00:00", 1 + 2j)], kind))
+    export(log_path, tmp_path / "out.jsonl", dtype=kind)
+    line = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (line["at"], line["z"]) == ("2026-11-24T12:00:00", "(1+2j)")
 
 
 @pytest.mark.parametrize("text", ["", "O", "no such", '[["a"]]', '[["a", "O"]]', "[", '{"a": 1}'])

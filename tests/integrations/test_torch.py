@@ -155,6 +155,7 @@ def test_data_loader_with_processes_yields_every_record_once(numbers: Path) -> N
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchdata") is None, reason="torchdata is not installed")
+@pytest.mark.filterwarnings("ignore:.*set_vital:UserWarning")  # torchdata calls what torch deprecates
 def test_stateful_data_loader_goes_on_where_it_was_saved(numbers: Path) -> None:
     from torchdata.stateful_dataloader import StatefulDataLoader
 

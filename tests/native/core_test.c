@@ -318,6 +318,7 @@ static scan_t *new_scan(const char *directory) {
     scan->directory = copied(directory);
     memset(scan->header, 'h', SCAN_HEADER_BYTES);
     scan->segment_bytes = SCAN_SEGMENT;
+    scan->owner = geteuid();
     scan->stop = scan->end = 2 * SCAN_SEGMENT;
     scan->seed = SCAN_SEED;
     scan->verify = 1;

@@ -177,7 +177,7 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], object]]:
     places, room = np.zeros(8, np.int64), bytearray(5)
     columns[4][:] = 5
     taking = (np.zeros(1, np.uint64), (mapping,), GEOMETRY.segment_bytes, 64, 7), np.zeros(1, np.uint64)
-    where = b"/nowhere", bytes(32), 4096, GEOMETRY.segment_bytes, 0, 64, 64, bytes(16), 7
+    where = b"/nowhere", bytes(32), 4096, GEOMETRY.segment_bytes, os.geteuid(), 0, 64, 64, bytes(16), 7
     stream = RECORD_NODES, -1, *where, True, np.arange(9, dtype=np.uint32).tobytes(), 9, 9, None
 
     def again() -> None:

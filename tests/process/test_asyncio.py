@@ -6,9 +6,11 @@ Each asyncio test runs on the standard loop, and on uvloop's where that is insta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import select
+import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -19,6 +21,9 @@ import pytest
 from support.processes import SEGMENT_BYTES, Child, Wire, flusher_pid, kill_flusher, until
 
 import shmlog
+from shmlog import _native
+from shmlog.format.layout import CB
+from shmlog.handle.loops import SERVED_MAX
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -95,6 +100,77 @@ def test_wait_that_runs_out_or_is_cancelled_leaves_the_others_waiting(log_path: 
         run(main())
         with pytest.raises(ValueError, match="nothing has been appended"):
             run(log.adurable(lsn + 10_000))
+
+
+@pytest.mark.holds("Q2")
+def test_one_run_of_the_loop_wakes_no_crowd_whatever_asks_for_it(log_path: Path, run: Run) -> None:
+    with shmlog.open(log_path) as log:
+        reservation = log.reserve(10)
+        lsn = log.append(b"behind")
+        woken, most, before = 0, 0, 0
+
+        async def wait() -> None:
+            nonlocal woken
+            await log.adurable(lsn, timeout=30)
+            woken += 1
+
+        async def main() -> None:
+            nonlocal most, before
+            tasks = [asyncio.create_task(wait()) for _ in range(1000)]
+            await asyncio.sleep(0)
+            waits = log._waits_here()
+            reservation.publish()
+            log.wait_durable(timeout=30)
+            waits._watermark("durable")
+            for _ in range(5):  # as if the timer and the watch came while the crowd is being served
+                waits._ready()
+                waits._on_timer()
+            while woken < len(tasks):
+                await asyncio.sleep(0)
+                most, before = max(most, woken - before), woken
+            await asyncio.gather(*tasks)
+
+        run(main())
+        assert 0 < most <= 2 * SERVED_MAX
+
+
+def test_waits_that_were_given_up_do_not_pile_up_behind_an_earlier_one(log_path: Path, run: Run) -> None:
+    with shmlog.open(log_path) as log:
+        reservation = log.reserve(10)
+        lsn = log.append(b"behind")
+        later = log.append(b"and later")
+
+        async def main() -> None:
+            patient = asyncio.create_task(log.adurable(lsn, timeout=30))
+            for _ in range(500):
+                with pytest.raises(TimeoutError):
+                    await log.adurable(later, timeout=0)
+                impatient = asyncio.create_task(log.adurable(later))
+                await asyncio.sleep(0)
+                impatient.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await impatient
+            assert len(log._waits_here()._heaps["durable"]) < 200
+            reservation.publish()
+            await patient
+
+        run(main())
+
+
+def _eventfds() -> int:
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += "eventfd" in os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def test_loops_that_came_and_went_keep_no_descriptor(log_path: Path, run: Run) -> None:
+    with shmlog.open(log_path) as log:
+        before = _eventfds()
+        for _ in range(20):
+            run(log.aappend(b"from a loop of its own", durable=True))
+        assert _eventfds() < before + 10
 
 
 @pytest.mark.holds("Q1")
@@ -230,6 +306,26 @@ def test_async_tail_of_a_quiet_log_times_out(opener: Any, log_path: Path, run: R
 
         with pytest.raises(TimeoutError, match="no record was committed"):
             run(main())
+
+
+@pytest.mark.parametrize("opener", [shmlog.open, shmlog.open_readonly])
+def test_async_tail_begins_where_it_was_called(opener: Any, log_path: Path, run: Run) -> None:
+    with shmlog.open(log_path) as log, opener(log_path) as reader:
+
+        async def main() -> None:
+            records, batches = reader.atail(timeout=20), reader.atail_batches(timeout=20)
+            await log.aappend(b"after the call", durable=True)
+            assert bytes((await anext(records)).data) == b"after the call"
+            assert bytes((await anext(batches))[0].data) == b"after the call"
+            await records.aclose()
+            await batches.aclose()
+
+        run(main())
+        with pytest.raises(ValueError, match="tag must be in"):
+            reader.atail(tags=-1)
+        reader.close()
+        with pytest.raises(shmlog.ClosedError):
+            reader.atail_batches()
 
 
 def test_readonly_tail_goes_on_with_a_later_session(log_path: Path, run: Run) -> None:
@@ -370,6 +466,30 @@ def test_readonly_watch_is_readable_now_and_then_and_when_something_comes(log_pa
 
             until(seen)
         assert reader.committed_lsn > begin
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_block_that_is_cut_under_a_watch_is_no_death(tmp_path: Path) -> None:
+    block = tmp_path / "block"
+    block.write_bytes(bytes(_native.LAYOUT["CB_HEADER_BYTES"]))
+    with block.open("r+b") as file:
+        file.seek(CB.STATE)
+        file.write(struct.pack("<Q", _native.LAYOUT["STATE_RUNNING"]))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with block.open("rb") as file:
+                mapping = _native.Mapping(file.fileno(), block.stat().st_size, False)
+            watch = _native.Watch(mapping)
+            assert watch.arm(_native.WATCH_DURABLE, 1, 0) == _native.WATCH_ARMED
+            assert not select.select([watch], [], [], 0.02)[0]
+            os.truncate(block, 0)
+            assert select.select([watch], [], [], 20)[0]
+            assert mapping.faulted
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_wrong_use_of_a_watch_is_named(log_path: Path) -> None:

@@ -161,6 +161,17 @@ def test_a_place_that_is_no_place_is_not_committed(log_path: Path) -> None:
             cursor.commit(1.0)  # type: ignore[arg-type]
 
 
+def test_a_place_inside_a_record_is_refused_before_anybody_relies_on_it(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log, log.cursor("etl") as cursor:
+        first, last = log.append(bytes(200)), log.append(b"x", durable=True)
+        for go in (cursor.seek, cursor.commit):
+            with pytest.raises(ValueError, match=f"no record begins at LSN {first + 64}"):
+                go(first + 64)
+            assert go(last) == last
+            assert go(log.committed_lsn) == log.committed_lsn
+        assert [found.lag.records for found in log.cursors()] == [0]
+
+
 def test_a_cursor_is_open_once_only(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log, log.cursor("etl"):
         with pytest.raises(shmlog.AttachError, match="open elsewhere"):

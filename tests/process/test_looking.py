@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import arrow
 from support.processes import Child, Wire, block_path, shared_names, until
 
 import shmlog
@@ -54,6 +55,7 @@ def _look(path: Path) -> list[bytes]:
         found = [bytes(record.data) for record in log.read()]
         assert log.statistics().durable_lsn == log.durable_lsn
         assert shmlog.verify(path).records == len(found)
+        assert len(arrow.rows(log.scan())) == len(found)
         assert info.describe(str(path))["committed_lsn"] == log.committed_lsn
         assert not [check for check in examine(path) if check.verdict == "wrong"]
         assert [cursor.name for cursor in log.cursors()] == ["etl"]

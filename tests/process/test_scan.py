@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import pickle
 import shutil
@@ -328,3 +329,13 @@ def test_reading_goes_on_after_a_part_of_a_batch_at_its_next_lsn(log_path: Path)
         assert batch[10:10].next_lsn == lsns[10] and batch[100:].next_lsn == batch.next_lsn
         assert batch[batch.tag == 5].next_lsn == lsns[0], "rather twice than never"
         assert batch[[5, 7, 2]].next_lsn == lsns[8]
+
+
+def test_a_batch_says_how_to_send_it_instead_of_pickling(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        lsns = log.append_array(np.arange(8))
+        log.wait_committed()
+        for batch in (next(log.read_batches()), log.take(lsns)):
+            with pytest.raises(TypeError, match=r"a RecordBatch cannot be pickled.*take\(\)"):
+                pickle.dumps(batch)
+            assert copy.copy(batch).array("i8").sum() == 28

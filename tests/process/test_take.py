@@ -142,6 +142,18 @@ def test_an_lsn_where_no_record_begins_is_named(log_path: Path) -> None:
             log.take([good], object)
 
 
+@pytest.mark.parametrize("nothing", ["V0", ("f4", (0,))])
+def test_rows_of_no_bytes_are_looked_at_as_others_are(log_path: Path, nothing: Any) -> None:
+    with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
+        empty, full = log.append(b""), log.append(b"12345678")
+        log.wait_committed()
+        assert len(log.take([empty, empty], nothing)) == 2
+        with pytest.raises(ValueError, match=f"LSN {full} is not of the dtype's 0 bytes"):
+            log.take([empty, full], nothing)
+        with pytest.raises(ValueError, match=f"no record begins at LSN {full + 32}"):
+            log.take([full + 32], nothing)
+
+
 def test_a_trimmed_lsn_is_refused_and_its_file_let_go_of(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
         lsns = numbered(log)

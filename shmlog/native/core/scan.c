@@ -62,7 +62,7 @@ static const char *file_problem(const scan_t *s, int fd) {
         return "cannot be looked at";
     if (!S_ISREG(found.st_mode) || found.st_nlink > 1)
         return "is no regular file with one name";
-    if (found.st_uid != geteuid())
+    if (found.st_uid != s->owner)
         return "belongs to another user";
     if ((uint64_t)found.st_size != SEGMENT_HEADER_BYTES + s->segment_bytes)
         return "has another size";

@@ -17,6 +17,8 @@
 #ifndef SHMLOG_SCAN_H
 #define SHMLOG_SCAN_H
 
+#include <sys/types.h>
+
 #include "arrow.h"
 
 #define SCAN_PIECE 1024u /* records that are found and then exported, while they are in the cache */
@@ -35,6 +37,7 @@ typedef struct {
     uint8_t header[SCAN_HEADER_BYTES]; /* how the header of each begins ... */
     uint64_t copy_at;                  /* ... and its copy, at so many bytes */
     uint64_t segment_bytes;
+    uid_t owner;                       /* whose the files are */
     uint64_t begin, stop, end;         /* begin moves on */
     uint64_t (*holes)[2];              /* owned; ascending */
     size_t hole_count;

@@ -148,7 +148,8 @@ static void *watching(void *unused) {
     return unused;
 }
 
-/* Under the lock: 0 or an errno.  Signals are for the threads that were there before. */
+/* Under the lock: 0 or an errno.  Signals are for the threads that were there before, but for a
+ * fault of this one: of a block that was cut under it (guard.h), which kills if it is blocked. */
 static int start(void) {
     if (running)
         return 0;
@@ -157,6 +158,8 @@ static int start(void) {
         return hook_error;
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGSEGV);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_t attributes;
     int error = pthread_attr_init(&attributes);

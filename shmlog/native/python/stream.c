@@ -212,17 +212,18 @@ static PyObject *py_arrow_stream(PyObject *module, PyObject *args) {
     Py_ssize_t header_bytes, hole_bytes;
     unsigned long long copy_at, segment_bytes, begin, stop, end, batch_records, batch_bytes;
     long long payload_bytes;
-    unsigned int seed;
+    unsigned int seed, owner;
     int verify;
-    if (!PyArg_ParseTuple(args, "O!Lyy#KKKKKy#IpOKKO", &PyTuple_Type, &described, &payload_bytes, &directory,
-                          &header, &header_bytes, &copy_at, &segment_bytes, &begin, &stop, &end, &holes, &hole_bytes,
-                          &seed, &verify, &wanted, &batch_records, &batch_bytes, &requested))
+    if (!PyArg_ParseTuple(args, "O!Lyy#KKIKKKy#IpOKKO", &PyTuple_Type, &described, &payload_bytes, &directory,
+                          &header, &header_bytes, &copy_at, &segment_bytes, &owner, &begin, &stop, &end, &holes,
+                          &hole_bytes, &seed, &verify, &wanted, &batch_records, &batch_bytes, &requested))
         return NULL;
     scan_t *scan = calloc(1, sizeof *scan);
     if (!scan)
         return PyErr_NoMemory();
     scan->copy_at = copy_at;
     scan->segment_bytes = segment_bytes;
+    scan->owner = (uid_t)owner;
     scan->begin = begin;
     scan->stop = stop;
     scan->end = end;
@@ -251,8 +252,9 @@ static PyMethodDef stream_functions[] = {
      "arrow_array(columns, mapping, records, places, requested_schema)\n--\n\n"
      "Records whose payloads begin at these places of a mapping: capsules of an ArrowSchema, an ArrowArray."},
     {"arrow_stream", py_arrow_stream, METH_VARARGS,
-     "arrow_stream(columns, payload_bytes, directory, header, header_copy_at, segment_bytes, begin_lsn,\n"
-     "             stop_lsn, end_lsn, holes, seed, verify, tags, batch_records, batch_bytes, requested_schema)\n--\n\n"
+     "arrow_stream(columns, payload_bytes, directory, header, header_copy_at, segment_bytes, owner,\n"
+     "             begin_lsn, stop_lsn, end_lsn, holes, seed, verify, tags, batch_records, batch_bytes,\n"
+     "             requested_schema)\n--\n\n"
      "The records of a range of segment files: a capsule of an ArrowArrayStream."},
     {NULL, NULL, 0, NULL}};
 

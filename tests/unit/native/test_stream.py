@@ -38,6 +38,7 @@ def stream(columns: Any, payload_bytes: int = -1, **other: Any) -> object:
         "header": bytes(32),
         "copy_at": 4096,
         "segment_bytes": SEGMENT_BYTES,
+        "owner": os.geteuid(),
         "begin": 0,
         "stop": 64,
         "end": 64,
