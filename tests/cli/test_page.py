@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium is installed (apt install chromium-headless-shell)"
 )
 
+MARKS = ("durable_lsn", "committed_lsn", "reserved_lsn")
 COMMAND = [sys.executable, "-W", "error", "-m", "shmlog", "metrics"]
 
 
@@ -90,8 +91,7 @@ def test_the_page_shows_the_watermarks_moves_with_them_and_names_who_blocks(log_
         for _ in range(2):
             writer.say("more")
             assert writer.hear() == "done"
-            marks = {name: getattr(log, name) for name in ("durable_lsn", "committed_lsn", "reserved_lsn")}
-            until(lambda: {name: shown(browser, name) for name in marks} == marks, "the page has moved")
+            until(lambda: all(shown(browser, name) == getattr(log, name) for name in MARKS), "it has moved")
         assert f"pid {writer.pid}" in text(browser, "writers")
         assert "etl" in text(browser, "cursors") and f"{log.committed_lsn:,}" not in text(browser, "cursors")
         assert browser.evaluate("document.querySelectorAll('#picture rect').length") > 1

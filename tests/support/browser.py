@@ -62,7 +62,9 @@ class Browser:
         command = [program, *OPTIONS, f"--user-data-dir={self._place.name}", "about:blank"]
         read, self._out = os.pipe()
         self._in, write = os.pipe()
-        theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (read, write)]  # out of the way of 3, 4
+        theirs = [
+            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (read, write)
+        ]  # out of the way of 3, 4
         self._pid = os.posix_spawn(
             program,
             command,
@@ -89,7 +91,11 @@ class Browser:
         for domain in ("Network", "Log", "Runtime", "Page"):
             self._call(f"{domain}.enable")
         self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
         self.prefer(dark)
 
