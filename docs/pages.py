@@ -67,7 +67,7 @@ def _links(page: Path, target: Path) -> str:
     source = ROOT / inside.relative_to("project") if inside.parts[0] == "project" else ROOT / "docs" / inside
 
     def moved(found: re.Match[str]) -> str:
-        words, link, rest = found.groups()
+        mark, words, link, rest = found.groups()
         if "://" in link or not link:
             return found[0]
         to = (source.parent / link).resolve()
@@ -79,9 +79,9 @@ def _links(page: Path, target: Path) -> str:
             return str(words)
         place = place / "README.md" if place.is_dir() else place
         up = len(inside.parts) - 1
-        return f"[{words}]({'../' * up}{place.relative_to(target)}{rest or ''})"
+        return f"{mark}[{words}]({'../' * up}{place.relative_to(target)}{rest or ''})"
 
-    return re.sub(r"(?<!!)\[([^\]\[]*)\]\(([^)#\s]*)(#[^)]*)?\)", moved, page.read_text())
+    return re.sub(r"(!?)\[([^\]\[]*)\]\(([^)#\s]*)(#[^)]*)?\)", moved, page.read_text())
 
 
 def _expanded(lines: list[str]) -> Iterator[str]:
