@@ -4,6 +4,7 @@
     reference/api.md               after each line that begins with **Names:** the docstrings of those names
     CHANGELOG, CONTRIBUTING, SECURITY, bench/README    in project/, so that links to them hold
     llms.txt                       the list of pages in index.md, for programs that read (llmstxt.org)
+    SUMMARY.md                     the same as the site's navigation, and the decisions one by one
 
 A fact about one name stands in its docstring, and only there; griffe reads them from the
 source, those of the core are asked for at run time.  `make docs` runs this, then zensical.
@@ -51,7 +52,9 @@ def pages(target: Path) -> None:
         page.write_text(_links(page, target))
     api = target / "reference/api.md"
     api.write_text("\n".join(_expanded(api.read_text().splitlines())) + "\n")
-    (target / "llms.txt").write_text(llms((ROOT / "docs/index.md").read_text()))
+    index = (ROOT / "docs/index.md").read_text()
+    (target / "llms.txt").write_text(llms(index))
+    (target / "SUMMARY.md").write_text("\n".join(navigation(index)) + "\n")
 
 
 def llms(index: str) -> str:
@@ -59,6 +62,28 @@ def llms(index: str) -> str:
     title, what, *rest = [part for part in index.split("\n\n") if not part.startswith("![")]
     quoted = "> " + what.replace("**", "").replace("\n", "\n> ")
     return re.sub(r"\.md\)", ".html)", "\n\n".join([title, quoted, *rest]))
+
+
+def navigation(index: str) -> Iterator[str]:
+    """The index as nested lists, one section below the other."""
+    yield "- [Overview](index.md)"
+    for line in index.splitlines():
+        if line.startswith("## "):
+            yield f"- {line.removeprefix('## ')}"
+        elif line.startswith("- ["):
+            title = line.rpartition("): ")[0] + ")"
+            if "(decisions/" not in line:
+                yield f"    {title}"
+            else:
+                yield "    - The decisions"
+                yield "        - [All of them](decisions/README.md)"
+                for page in sorted((ROOT / "docs/decisions").glob("0*.md")):
+                    title = page.read_text().partition("\n")[0].removeprefix("# ")
+                    yield f"        - [{title}](decisions/{page.name})"
+    yield "- Project"
+    for name in PROJECT[:3]:
+        yield f"    - [{name.partition('.')[0].capitalize()}](project/{name})"
+    yield "    - [Benchmarks](project/bench/README.md)"
 
 
 def _links(page: Path, target: Path) -> str:
