@@ -1,8 +1,10 @@
 """An asyncio service: requests wait for their sync together, a consumer follows the log.
 
-1000 requests answered, their records durable
-the consumer saw 1000 of them
-fewer syncs than requests: True
+It prints
+
+    1000 requests answered, their records durable
+    the consumer saw 1000 of them
+    fewer syncs than requests: True
 """
 
 import asyncio

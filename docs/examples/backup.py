@@ -1,8 +1,10 @@
 """A backup of a log that is being written to, and a second one that adds what is new.
 
-the first backup: a prefix of what was appended
-the second one adds the rest
-the copy opens by itself: 2000 records
+It prints
+
+    the first backup: a prefix of what was appended
+    the second one adds the rest
+    the copy opens by itself: 2000 records
 """
 
 import os

@@ -1,8 +1,10 @@
 """A consumer that is killed, and the next one, which goes on at the last commit: at least once.
 
-the first consumer did 350 jobs and was killed
-the second one did 700, 50 of them again
-each job was done: True
+It prints
+
+    the first consumer did 350 jobs and was killed
+    the second one did 700, 50 of them again
+    each job was done: True
 """
 
 import os

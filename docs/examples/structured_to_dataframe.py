@@ -1,9 +1,11 @@
 """Structured rows into a log, and out of it as a DataFrame, without a row by row loop.
 
-5000 trades, 3 symbols
-AAA 1667
-BBB 1667
-CCC 1666
+It prints
+
+    5000 trades, 3 symbols
+    AAA 1667
+    BBB 1667
+    CCC 1666
 """
 
 import numpy as np
