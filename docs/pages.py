@@ -61,7 +61,8 @@ def llms(index: str) -> str:
     """What the project is, in a paragraph, and the pages: as the index has them, without pictures."""
     title, what, *rest = [part for part in index.split("\n\n") if not part.startswith("![")]
     quoted = "> " + what.replace("**", "").replace("\n", "\n> ")
-    return re.sub(r"\.md\)", ".html)", "\n\n".join([title, quoted, *rest]))
+    text = "\n\n".join([title, quoted, *rest]).replace("README.md)", "index.html)")
+    return text.replace(".md)", ".html)")
 
 
 def navigation(index: str) -> Iterator[str]:

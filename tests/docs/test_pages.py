@@ -98,4 +98,5 @@ def test_llms_txt_says_what_the_project_is_and_links_to_pages_of_the_site(tmp_pa
     links = re.findall(r"^- \[[^\]]+\]\(([^)]+)\.html\)", text, re.M)
     assert len(links) > 25
     for link in links:
-        assert (tmp_path / "docs" / f"{link}.md").is_file(), link
+        page = link.removesuffix("index") + "README" if link.endswith("/index") else link  # as zensical does
+        assert (tmp_path / "docs" / f"{page}.md").is_file(), link
