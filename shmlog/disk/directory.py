@@ -115,8 +115,10 @@ def create(path: str, geometry: Geometry, mode: int) -> Directory:
             strangers = {name for name in strangers if not name.endswith(".tmp")}
             if strangers:
                 raise FormatError(f"{path} is neither empty nor a log: it holds {sorted(strangers)[0]!r}")
-            with contextlib.suppress(FileExistsError):
+            try:
                 files.make_directory(os.path.join(path, "segments"), directory_mode)
+            except FileExistsError:  # its maker may have been killed before the name was durable
+                files.sync_directory(path)
             identity = Identity(uuid.uuid4().bytes, geometry, time.time_ns())
             files.write_atomically(identity_path(path), identity.encode(), mode)
     finally:

@@ -63,6 +63,9 @@ PLANTED = {
     "a log whose maker was killed is not made durable": Mutation(
         "disk/recovery.py", "    directory.sync_names()\n", ""
     ),
+    "a log's identity is durable before its segments' directory": Mutation(
+        "disk/directory.py", "                files.sync_directory(path)\n", "                pass\n"
+    ),
     "a cursor's name is not synced": Mutation(
         "disk/cursors.py", "            files.sync_directory(directory.cursors_path)\n", ""
     ),
@@ -106,6 +109,26 @@ def test_durable_before_the_sync_is_seen_on_real_file_systems(recipe: ModuleType
     name, _, _ = seen[0].partition(" ")
     again = mounts.in_namespace("crash.power.images", "--name", name, *kept)
     assert workers.run([again], 7, 60.0).violations == seen[:1]
+
+
+def test_a_log_has_its_segments_directory_for_good_before_it_has_its_identity(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an identity and no such directory it would be a log that cannot be opened.  Its first
+    maker was killed before the directory's name was durable."""
+    (log_path / "segments").mkdir(parents=True)
+    durable: list[set[str]] = []
+    sync = files.sync_directory
+
+    def look_and_sync(where: str) -> None:
+        if where == str(log_path):
+            durable.append({path.name for path in log_path.iterdir()})
+        sync(where)
+
+    monkeypatch.setattr(files, "sync_directory", look_and_sync)
+    directory.create(str(log_path), Geometry(1 << 16, 1 << 16), 0o600)
+    first_of_the_identity = next(n for n, names in enumerate(durable) if "shmlog.json" in names)
+    assert any("segments" in names for names in durable[:first_of_the_identity])
 
 
 def test_names_that_a_killed_process_left_are_made_durable_by_the_next(
