@@ -68,6 +68,7 @@ wheels: $(BIN)/python ## build and repair a wheel in dist/ for each of PYTHONS, 
 	done
 
 docs: .venv/.has-docs ## build the site of the pages into build/site
+	$(BIN)/python docs/pages.py build/docs
 	$(BIN)/zensical build --strict --clean
 
 clean: ## remove what was built; .venv keeps its packages

@@ -58,7 +58,9 @@ class Recovery:
     """every frame below it is valid (or the log was trimmed)"""
     trimmed_lsn: int
     vouched_lsn: int
+    """up to where the newest mark vouched for it"""
     epoch: int
+    """one more each time that the log is recovered after a restart of the machine"""
     holes: tuple[tuple[int, int], ...] = ()
     """ranges that dead writers left, to be filled"""
     dropped_bytes: int = 0

@@ -74,18 +74,23 @@ class Statistics:
     records: int
     payload_bytes: int
     waits: int
+    """how often somebody waited: for room, or for a watermark"""
     commits: int
     syncs: int
     sync_seconds: float
+    """of all syncs together"""
     sync_latency: tuple[int, ...]
     """syncs by how long they took: entry i counts those of less than 2**i microseconds and no
     less than half of that; the last one also every slower one"""
     rolls: int
+    """segments made"""
     holes_filled: int
+    """ranges that dead writers left"""
     hole_bytes: int
     flushers: int
     """how many flusher processes there have been"""
     flusher_pid: int | None
+    """of the one that runs"""
     participants: tuple[Participant, ...]
     blocked_by: Blocker | None
     """who holds committed_lsn back at this moment, be it for ever or for the time of a copy"""
@@ -94,6 +99,7 @@ class Statistics:
     """whether a writer lacks room for which a trim must come first that something holds back"""
     cursors: tuple[CursorPlace, ...]
     failed: str | None
+    """why the log has failed"""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""

@@ -40,12 +40,15 @@ class VerifyReport:
     ok: bool
     begin_lsn: int
     end_lsn: int
+    """what there was to check"""
     records: int
     checked_bytes: int
+    """what is good, up to the first problem"""
     problem_lsn: int | None = None
     problem: str = ""
     state: str = "live"
-    """live, or the recovery case that a dead log is in"""
+    """live, or the recovery case that a dead log is in; or corrupt: then recovery would refuse it, and
+    nothing else was checked"""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
