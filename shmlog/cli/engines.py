@@ -63,6 +63,10 @@ def extra(name: str) -> Iterator[None]:
 def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]) -> Sink:
     options = dict(target.options)
     settings = tables.get(target.scheme, {})
+    if target.scheme == "kafka":
+        return _kafka(chosen, target, log_id, settings)
+    if chosen.records:
+        chosen.refuse("argument --records: kafka:// takes single records, the others chunks")
     if target.scheme == "nats":
         with extra("nats"):
             from shmlog.integrations.nats import REPLICAS, NatsSink
@@ -76,8 +80,28 @@ def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[
         if options or len(target.hosts) != 1:
             chosen.refuse("argument URL: valkey:// takes one host and no options")
         return ValkeySink(target.hosts[0], target.place, log_id, settings=settings)
-    chosen.refuse(f"argument URL: {target.scheme}:// cannot be shipped to; nats:// and valkey:// can")
+    chosen.refuse(
+        f"argument URL: {target.scheme}:// cannot be shipped to; nats://, kafka:// and valkey:// can"
+    )
     raise AssertionError  # refuse() exits
+
+
+def _kafka(chosen: argparse.Namespace, target: Target, log_id: str, settings: dict[str, Any]) -> Sink:
+    with extra("kafka"):
+        from shmlog.integrations.kafka import REPLICAS, KafkaSink
+    options = dict(target.options)
+    partition, replicas = options.pop("partition", "0"), options.pop("replicas", str(REPLICAS))
+    if options or not (partition.isdigit() and replicas.isdigit()):
+        chosen.refuse("argument URL: the only options are partition=N and replicas=N")
+    return KafkaSink(
+        target.hosts,
+        target.place,
+        log_id,
+        partition=int(partition),
+        replicas=int(replicas),
+        records=chosen.records,
+        settings=settings,
+    )
 
 
 def _facts(shipper: Shipper) -> dict[str, Any]:

@@ -168,10 +168,14 @@ def _ask_whether_it_restarted(sub: argparse.ArgumentParser) -> None:
 def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub = verb("ship", engines.ship, "Ship records to an engine on other machines, as they come.")
     sub.add_argument(
-        "url", metavar="URL", help="nats://HOST[,HOST...]/STREAM[?replicas=N], valkey://HOST/KEY"
+        "url",
+        metavar="URL",
+        help="nats://HOST[,HOST...]/STREAM[?replicas=N], kafka://HOST[,HOST...]/TOPIC[?partition=N], valkey://HOST/KEY",
     )
     sub.add_argument("--name", default="ship", help="of the cursor that holds what is not shipped (ship)")
-    sub.add_argument("--chunks", action="store_true", help="many records a message (default)")
+    kind = sub.add_mutually_exclusive_group()
+    kind.add_argument("--chunks", action="store_true", help="many records a message (default)")
+    kind.add_argument("--records", action="store_true", help="one record a message (kafka)")
     sub.add_argument(
         "--chunk-bytes", type=words.size, default=256 << 10, metavar="SIZE", help="at most (default 256K)"
     )
