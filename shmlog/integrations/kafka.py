@@ -145,7 +145,7 @@ class KafkaSink(Place):
         try:
             producer.init_transactions(TIMEOUT_S)
         except KafkaException:
-            producer.poll(0)  # what it heard
+            self._listen(producer)
             raise
         self._producer = producer
 
@@ -162,7 +162,7 @@ class KafkaSink(Place):
     def idle(self) -> None:
         if self._producer is None or self._position is None:
             return
-        self._producer.poll(0)
+        self._listen(self._producer)
         if time.monotonic() - self._committed_at > RECOMMIT_S:
             self._transact(self._position, lambda _: None)
 
@@ -191,7 +191,7 @@ class KafkaSink(Place):
     def _give_up(self, error: KafkaError) -> None:
         """Abort, if that is all it takes; else the next producer ends what this one began."""
         assert self._producer is not None
-        self._producer.poll(0)
+        self._listen(self._producer)
         if error.txn_requires_abort():
             try:
                 self._producer.purge()
@@ -305,7 +305,6 @@ class KafkaReader(Place):
         quiet_since = time.monotonic()
         try:
             with self._engine():
-                consumer.assign([TopicPartition(self.topic, self.partition, 0)])
                 low, _ = consumer.get_watermark_offsets(TopicPartition(self.topic, self.partition), TIMEOUT_S)
                 consumer.assign([TopicPartition(self.topic, self.partition, low)])
             while True:
@@ -315,16 +314,17 @@ class KafkaReader(Place):
                 for message in found:
                     error = message.error()
                     if error is None:
-                        quiet_since = time.monotonic()
                         yield message
                     elif error.code() != KafkaError._PARTITION_EOF:
                         raise self._error(error)
                     elif not follow:
                         return
+                if found:
+                    quiet_since = time.monotonic()
                 quiet_s = time.monotonic() - quiet_since
                 if follow and timeout is not None and quiet_s > timeout:
                     raise TimeoutError(f"nothing came on {self._where} for {timeout:g} s")
-                if not follow and not found and quiet_s > TIMEOUT_S:
+                if not follow and quiet_s > TIMEOUT_S:
                     raise self._error(None, "no answer")
         finally:
             consumer.close()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from shmlog.integrations.repeating import EngineError
@@ -34,6 +34,8 @@ _PRODUCERS: Final = ("batch.", "compression.", "linger.", "message.max.", "queue
 """A consumer would complain of them."""
 
 _logger = logging.getLogger("shmlog.ship")
+_rdkafka = logging.getLogger("shmlog.ship.rdkafka")
+_rdkafka.setLevel(logging.CRITICAL + 1)  # errors come out of the calls
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -60,14 +62,20 @@ class Place:
         self._settings: dict[str, Any] = {
             "bootstrap.servers": ",".join(servers),
             "client.id": "shmlog",
-            "log_level": 0,  # errors come out of the calls
-            "logger": logging.getLogger("shmlog.ship.rdkafka"),
+            "log_level": 0,
+            "logger": _rdkafka,
+            "reconnect.backoff.max.ms": 1000,
             "error_cb": self._hear,
             **given,
         }
 
     def _hear(self, error: KafkaError) -> None:
         self._heard = error.str()
+
+    def _listen(self, producer: Producer) -> None:
+        """Let it say what it has to say; a fatal error comes again."""
+        with contextlib.suppress(KafkaException):
+            producer.poll(0)
 
     def _error(self, error: KafkaError | None, what: str = "") -> EngineError:
         text = what if error is None else error.str()
@@ -76,10 +84,12 @@ class Place:
 
     @contextlib.contextmanager
     def _engine(self) -> Iterator[None]:
-        """EngineError for what may be better the next time."""
+        """EngineError for what may be better the next time, ValueError for settings."""
         try:
             yield
         except KafkaException as error:
+            if error.args[0].code() == KafkaError._INVALID_ARG:
+                raise ValueError(f"kafka: {error.args[0].str()}") from error
             raise self._error(error.args[0]) from error
 
     def _consumer(self, group: str, **more: Any) -> Consumer:
