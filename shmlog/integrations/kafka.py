@@ -21,8 +21,10 @@ This module knows transactions and chunks.  It may not know how a log is read.
 
 from __future__ import annotations
 
+import queue
 import secrets
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -174,7 +176,7 @@ class KafkaSink(Place):
         try:
             producer.begin_transaction()
             send(producer)
-            producer.send_offsets_to_transaction([offset], self._group.consumer_group_metadata(), TIMEOUT_S)
+            self._send_position(producer, [offset], self._group.consumer_group_metadata())
             producer.commit_transaction(TIMEOUT_S)
         except KafkaException as error:
             self._give_up(error.args[0])
@@ -187,6 +189,28 @@ class KafkaSink(Place):
                 None, "the transaction does not fit into queue.buffering.max.messages"
             ) from error
         self._position, self._committed_at = position, time.monotonic()
+
+    def _send_position(self, producer: Producer, offsets: list[TopicPartition], group: object) -> None:
+        """In a thread of its own: librdkafka overlooks the time-out while the group's coordinator is away
+        (confluentinc/librdkafka#5456), and signals would wait as long as it does."""
+        done: queue.SimpleQueue[KafkaException | None] = queue.SimpleQueue()
+
+        def send() -> None:
+            try:
+                producer.send_offsets_to_transaction(offsets, group, TIMEOUT_S)
+                done.put(None)
+            except KafkaException as error:
+                done.put(error)
+
+        threading.Thread(target=send, name="shmlog-kafka", daemon=True).start()
+        try:
+            error = done.get(timeout=TIMEOUT_S)
+        except queue.Empty:
+            self._listen(producer)
+            self._drop()  # it stays in that call, and what it began is ended by the next one
+            raise self._error(None, f"the position was not taken within {TIMEOUT_S:g} s") from None
+        if error is not None:
+            raise error
 
     def _give_up(self, error: KafkaError) -> None:
         """Abort, if that is all it takes; else the next producer ends what this one began."""

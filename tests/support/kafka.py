@@ -107,6 +107,8 @@ class Broker:
             "transaction.state.log.replication.factor": 1,
             "transaction.state.log.min.isr": 1,
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 200,
+            "broker.session.timeout.ms": 2000,  # so long one that was killed is not let in again
+            "broker.heartbeat.interval.ms": 300,
             "group.initial.rebalance.delay.ms": 0,
             "auto.create.topics.enable": "false",
             **(more or {}),
