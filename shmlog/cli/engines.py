@@ -63,10 +63,6 @@ def extra(name: str) -> Iterator[None]:
 def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]) -> Sink:
     options = dict(target.options)
     settings = tables.get(target.scheme, {})
-    if target.scheme == "kafka":
-        return _kafka(chosen, target, log_id, settings)
-    if chosen.records:
-        chosen.refuse("argument --records: kafka:// takes single records, the others chunks")
     if target.scheme == "nats":
         with extra("nats"):
             from shmlog.integrations.nats import REPLICAS, NatsSink
@@ -79,7 +75,11 @@ def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[
             from shmlog.integrations.valkey import ValkeySink
         if options or len(target.hosts) != 1:
             chosen.refuse("argument URL: valkey:// takes one host and no options")
+        if chosen.form == "records":
+            chosen.refuse("argument --records: valkey:// takes chunks")
         return ValkeySink(target.hosts[0], target.place, log_id, settings=settings)
+    if target.scheme == "kafka":
+        return _kafka(chosen, target, log_id, settings)
     chosen.refuse(
         f"argument URL: {target.scheme}:// cannot be shipped to; nats://, kafka:// and valkey:// can"
     )
@@ -99,7 +99,7 @@ def _kafka(chosen: argparse.Namespace, target: Target, log_id: str, settings: di
         log_id,
         partition=int(partition),
         replicas=int(replicas),
-        records=chosen.records,
+        records=chosen.form == "records",
         settings=settings,
     )
 

@@ -8,11 +8,11 @@
                             offset = end LSN, metadata = owner and last record (LSN:checksum)
 
 Invariants, after those of ship
-  I20  The position is sent in the transaction that has the records. Readers and tail() see committed
+  I23  The position is sent in the transaction that has the records. Readers and tail() see committed
       transactions alone, so they see both or neither.
-  I21  tail() ends every transaction that was begun before it, by taking the transactional id over. What it
+  I24  tail() ends every transaction that was begun before it, by taking the transactional id over. What it
       reads then holds until the next one takes over, who fences this producer.
-  I22  Who takes over writes its name beside the position. A producer that has been fenced and still finds
+  I25  Who takes over writes its name beside the position. A producer that has been fenced and still finds
       its own there was too slow for its transaction's time-out, and goes on with a new one; any other name
       is another shipper's, and it ends. It looks before it takes over again.
 
@@ -46,6 +46,10 @@ RECOMMIT_S: Final = 86400.0
 """A broker forgets the positions of groups without members after a week without a commit."""
 HEADER_BYTES: Final = 1024
 """Of a message's largest size are kept for headers."""
+GROUP: Final = 8
+"""Chunks in one transaction, where more is waiting: its end costs as much as a chunk."""
+QUEUE: Final = 1_000_000
+"""Messages; the smallest records of so many chunks are fewer."""
 _FENCED: Final = (
     KafkaError._FENCED,
     KafkaError.PRODUCER_FENCED,
@@ -78,6 +82,8 @@ class KafkaSink(Place):
     has fewer. records: a message is a record, else a chunk; a transaction is what the shipper calls a
     chunk in any case. settings: for librdkafka, by its names.
     """
+
+    chunks_max = GROUP
 
     def __init__(
         self,
@@ -113,7 +119,7 @@ class KafkaSink(Place):
                 self._ensured = True
             if self._producer is None:
                 if self._owns:
-                    self._check_owner(self._committed())  # I22
+                    self._check_owner(self._committed())  # I25
                 self._take_over()
             position = self._position = self._committed()
         if position is None:
@@ -138,11 +144,14 @@ class KafkaSink(Place):
         return None if found.offset < 0 else _Position.parse(found.offset, found.metadata or "")
 
     def _take_over(self) -> None:
-        """I21."""
+        """I24."""
         seconds = {"transaction.timeout.ms": int(TRANSACTION_S * 1000)}
         patience = {"linger.ms": 2, "retry.backoff.ms": 1, "retry.backoff.max.ms": 500}
         mine = {"transactional.id": self.name, "acks": "all", "enable.idempotence": True}
-        sizes = {"message.max.bytes": self.chunk_bytes_max + HEADER_BYTES}
+        sizes = {
+            "message.max.bytes": self.chunk_bytes_max + HEADER_BYTES,
+            "queue.buffering.max.messages": QUEUE,
+        }
         producer = Producer({**seconds, **patience, **sizes, **self._settings, **mine})
         try:
             producer.init_transactions(TIMEOUT_S)
@@ -154,11 +163,18 @@ class KafkaSink(Place):
     # ------------------------------------------------------------------ writing
 
     def put(self, chunk: bytes, tail: Tail) -> None:
-        self._shipper = tail.shipper
-        self._transact(
-            _Position(tail.end_lsn, self._owner, tail.last),
-            lambda producer: self._send(producer, chunk, tail),
-        )
+        self.put_chunks([(chunk, tail)])
+
+    def put_chunks(self, chunks: Sequence[tuple[bytes, Tail]]) -> None:
+        """Several in one transaction, as put()."""
+
+        def send(producer: Producer) -> None:
+            for chunk, tail in chunks:
+                self._send(producer, chunk, tail)
+
+        end = chunks[-1][1]
+        self._shipper = end.shipper
+        self._transact(_Position(end.end_lsn, self._owner, end.last), send)
         self._owns = True
 
     def idle(self) -> None:
@@ -169,7 +185,7 @@ class KafkaSink(Place):
             self._transact(self._position, lambda _: None)
 
     def _transact(self, position: _Position, send: Callable[[Producer], None]) -> None:
-        """I20."""
+        """I23."""
         producer = self._producer
         assert producer is not None and self._group is not None
         offset = TopicPartition(POSITIONS, 0, position.end_lsn, position.metadata)
@@ -193,13 +209,13 @@ class KafkaSink(Place):
     def _send_position(self, producer: Producer, offsets: list[TopicPartition], group: object) -> None:
         """In a thread of its own: librdkafka overlooks the time-out while the group's coordinator is away
         (confluentinc/librdkafka#5456), and signals would wait as long as it does."""
-        done: queue.SimpleQueue[KafkaException | None] = queue.SimpleQueue()
+        done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
         def send() -> None:
             try:
                 producer.send_offsets_to_transaction(offsets, group, TIMEOUT_S)
                 done.put(None)
-            except KafkaException as error:
+            except BaseException as error:
                 done.put(error)
 
         threading.Thread(target=send, name="shmlog-kafka", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from support.shipping import SMALL, assert_shipped, fill, records
 import shmlog
 from shmlog.cli.main import main
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import Shipper, Tail
+from shmlog.integrations.ship import Shipper, Tail, last_of
 
 if why := brokers.missing():
     pytest.skip(why, allow_module_level=True)
@@ -33,6 +34,7 @@ import shmlog.integrations.kafka as engine
 from shmlog.integrations.kafka import KafkaReader, KafkaSink
 
 CHUNK = 8 << 10
+LONG = pytest.mark.crash
 COMMAND = [sys.executable, "-W", "error", "-m", "shmlog", "ship"]
 SHORT = {"transaction.timeout.ms": 1000}
 _numbers = itertools.count()
@@ -86,7 +88,7 @@ def end_offset(place: Place, topic: str | None = None) -> int:
 # ------------------------------------------------------------------ as it should be
 
 
-@pytest.mark.holds("I20")
+@pytest.mark.holds("I23")
 def test_every_kind_of_frame_arrives_once_and_in_order_with_the_position(
     topic: Place, log: shmlog.Log
 ) -> None:
@@ -126,6 +128,7 @@ def test_ship_as_records_puts_each_in_a_message_with_its_time_and_header(
     assert [len(value) for _, value in message.headers()] == [22]
 
 
+@LONG
 def test_logs_that_share_a_partition_or_are_made_anew_have_positions_of_their_own(
     topic: Place, log_path: Path
 ) -> None:
@@ -140,6 +143,22 @@ def test_logs_that_share_a_partition_or_are_made_anew_have_positions_of_their_ow
     assert len(ids) == 2
 
 
+def test_several_chunks_in_one_transaction_are_read_in_order(topic: Place, log: shmlog.Log) -> None:
+    fill(log, 60)
+    chunks, begin = [], 0
+    for batch in log.read_batches(records=20):
+        chunk = shmlog.encode_chunk(batch, log.log_id, begin, batch.next_lsn)
+        chunks.append((chunk, Tail(batch.next_lsn, "me", last_of(batch))))
+        begin = batch.next_lsn
+    with contextlib.closing(sink(topic, log)) as place:
+        assert place.tail() is None
+        place.put_chunks(chunks)
+        assert place.tail() == chunks[-1][1]
+    assert len(chunks) > 2
+    assert_arrived(topic, log)
+
+
+@LONG
 def test_with_tags_the_position_moves_over_what_is_left_out(topic: Place, log: shmlog.Log) -> None:
     fill(log, 60)
     ship_all(topic, log, tags=1)
@@ -150,7 +169,7 @@ def test_with_tags_the_position_moves_over_what_is_left_out(topic: Place, log: s
     assert_arrived(topic, log, tag=1)
 
 
-@pytest.mark.parametrize("as_records", [False, True])
+@pytest.mark.parametrize("as_records", [False, pytest.param(True, marks=LONG)])
 def test_a_record_that_the_broker_does_not_take_stops_the_shipper_before_it(
     topic: Place, log_path: Path, as_records: bool
 ) -> None:
@@ -240,8 +259,8 @@ def _ship(wire: Wire, path: Path, address: str, topic: str, as_records: bool, di
                 pass
 
 
-@pytest.mark.crash
-@pytest.mark.holds("I12", "I20", "I21")
+@LONG
+@pytest.mark.holds("I12", "I23", "I24")
 @pytest.mark.parametrize("as_records", [False, True])
 def test_a_shipper_killed_at_every_step_loses_nothing_and_ships_nothing_twice(
     topic: Place, log: shmlog.Log, as_records: bool
@@ -267,8 +286,10 @@ def test_a_shipper_killed_at_every_step_loses_nothing_and_ships_nothing_twice(
             assert_shipped(log, found.batches())
 
 
-@pytest.mark.holds("I12", "I21")
-@pytest.mark.parametrize("name", ["before send_offsets_to_transaction", "after commit_transaction"])
+@pytest.mark.holds("I12", "I24")
+@pytest.mark.parametrize(
+    "name", [pytest.param("before send_offsets_to_transaction", marks=LONG), "after commit_transaction"]
+)
 def test_a_call_that_is_lost_is_settled_by_the_next_producer(
     topic: Place, log: shmlog.Log, name: str
 ) -> None:
@@ -296,7 +317,7 @@ def test_a_call_that_is_lost_is_settled_by_the_next_producer(
     assert_arrived(topic, log)
 
 
-@pytest.mark.holds("I13", "I21", "I22")
+@pytest.mark.holds("I13", "I24", "I25")
 def test_of_two_shippers_the_older_is_fenced(topic: Place, log: shmlog.Log) -> None:
     fill(log, 60)
     with (
@@ -315,6 +336,7 @@ def test_of_two_shippers_the_older_is_fenced(topic: Place, log: shmlog.Log) -> N
     assert_arrived(topic, log)
 
 
+@LONG
 def test_of_two_shippers_that_begin_at_once_one_stays(topic: Place, log: shmlog.Log) -> None:
     fill(log, 60)
     with (
@@ -358,7 +380,7 @@ def _stop_within(wire: Wire, path: Path, address: str, topic: str) -> str:
             return f"shipped all, and asked {shipper.statistics.resyncs} times"
 
 
-@pytest.mark.holds("I22")
+@pytest.mark.holds("I25")
 @pytest.mark.parametrize("overtaken", [False, True])
 def test_a_shipper_stopped_longer_than_its_transaction_goes_on_unless_it_was_overtaken(
     topic: Place, log: shmlog.Log, overtaken: bool
@@ -379,7 +401,7 @@ def test_a_shipper_stopped_longer_than_its_transaction_goes_on_unless_it_was_ove
     assert_arrived(topic, log)
 
 
-@pytest.mark.crash
+@LONG
 def test_a_broker_that_is_killed_and_comes_back_is_waited_for(log: shmlog.Log, tmp_path: Path) -> None:
     with brokers.broker(tmp_path / "kafka") as broker:
         place = broker, "T"
@@ -400,7 +422,7 @@ def test_a_broker_that_is_killed_and_comes_back_is_waited_for(log: shmlog.Log, t
         assert_arrived(place, log)
 
 
-@pytest.mark.crash
+@LONG
 def test_a_broker_that_was_rolled_back_gets_again_what_it_lost(
     log: shmlog.Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -435,7 +457,7 @@ def test_a_broker_that_was_rolled_back_gets_again_what_it_lost(
 
 
 @pytest.mark.holds("I16")
-@pytest.mark.parametrize("longer", [False, True])
+@pytest.mark.parametrize("longer", [False, pytest.param(True, marks=LONG)])
 def test_a_copy_of_the_log_that_went_its_own_way_is_refused(
     topic: Place, log_path: Path, tmp_path: Path, longer: bool
 ) -> None:
@@ -499,10 +521,13 @@ class _Loose(KafkaSink):
     def _take_over(self) -> None:
         self._producer = Producer({"bootstrap.servers": self._settings["bootstrap.servers"], "log_level": 0})
 
-    def put(self, chunk: bytes, tail: Tail) -> None:
+    def put_chunks(self, chunks: Sequence[tuple[bytes, Tail]]) -> None:
+        tail = chunks[-1][1]
+
         def send() -> None:
             assert self._producer is not None
-            self._send(self._producer, chunk, tail)
+            for chunk, part in chunks:
+                self._send(self._producer, chunk, part)
             self._producer.flush()
 
         def commit() -> None:
@@ -521,8 +546,8 @@ class _Loose(KafkaSink):
         self._shipper = tail.shipper
 
 
-@pytest.mark.holds("I20")
-@pytest.mark.parametrize("first", ["records", "position"])
+@pytest.mark.holds("I23")
+@pytest.mark.parametrize("first", ["records", pytest.param("position", marks=LONG)])
 def test_control_without_transactions_a_chunk_comes_twice_or_never_and_the_reader_says_so(
     topic: Place, log: shmlog.Log, first: str
 ) -> None:
@@ -539,7 +564,7 @@ def test_control_without_transactions_a_chunk_comes_twice_or_never_and_the_reade
         list(found.batches())
 
 
-@pytest.mark.holds("I20")
+@pytest.mark.holds("I23")
 def test_control_who_reads_what_is_not_committed_sees_what_a_killed_shipper_left(
     topic: Place, log: shmlog.Log
 ) -> None:
@@ -594,7 +619,7 @@ def test_wrong_usage_and_what_cannot_go_on_say_so(
             main(["ship", log.path, url, "--once"])
         assert ended.value.code == 2
     with pytest.raises(SystemExit):
-        main(["ship", log.path, "nats://host/S", "--records", "--once"])
+        main(["ship", log.path, "valkey://host/S", "--records", "--once"])
     url = f"kafka://{topic[0].address}/{topic[1]}"
     assert main(["ship", log.path, url, "--once"]) == 1
     assert "replicas=1 must be asked for" in capfd.readouterr().err
