@@ -201,13 +201,9 @@ def torture(budget: Budget, tally: Tally) -> None:
 
 
 BUGS = {
-    "a position of its own, not in the transaction": (
+    "a transactional id for each shipper": (
         Mutation(
-            "integrations/kafka.py",
-            "            self._send_position(producer, [offset], self._group.consumer_group_metadata())\n"
-            "            producer.commit_transaction(TIMEOUT_S)\n",
-            "            producer.commit_transaction(TIMEOUT_S)\n"
-            "            self._group.commit(offsets=[offset], asynchronous=False)\n",
+            "integrations/kafka.py", '{"transactional.id": self.name,', '{"transactional.id": self._owner,'
         ),
     ),
     "goes on from the cursor, whatever the broker holds": (
