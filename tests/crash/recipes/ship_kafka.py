@@ -7,12 +7,18 @@
 
 Then everybody is left in peace, one shipper ships the rest, and what a consumer of committed messages
 sees is compared with the log: every record once, in order, byte for byte.
+
+With little time a run ends when it is over. With much there are at least twelve runs, each of 300,000 rows,
+every second one with two shippers, and half of them as records:
+
+    make crash TIME=1200 ARGS='--only ship_kafka'
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +39,9 @@ import shmlog
 RECORDS = 300_000
 ROWS = 100
 ROW_BYTES = 100
-WRITE_S = 60.0
 ONCE_S = 180.0
+RUNS, RUNS_S = 12, 600.0
+"""So many whole runs, if there is as much time as that."""
 STRIKES = 15
 """At least, also after the writer's end: shippers take a while to begin, and must meet."""
 
@@ -145,7 +152,8 @@ def _turn(
 
     shmlog.open(path, create=True, segment_bytes=1 << 20, window_bytes=1 << 20).close()
     torment = _Torment(path, broker, path.name, kind, tally)
-    with Child(_write, path, RECORDS, min(WRITE_S, max(8.0, budget.left_s() * 0.5))) as writer:
+    seconds = RUNS_S if budget.seconds >= RUNS_S else min(60.0, max(8.0, budget.left_s() * 0.5))
+    with Child(_write, path, RECORDS, seconds) as writer:
         writer.hear()
         try:
             for name in names:
@@ -157,7 +165,7 @@ def _turn(
                 strikes += 1
         finally:
             torment.end()
-        writer.result()
+        whole = writer.result() >= RECORDS
     last = torment.ship("a", "--once")
     try:
         _, err = last.communicate(timeout=ONCE_S)
@@ -183,6 +191,9 @@ def _turn(
     tally.figures["records"] = int(tally.figures.get("records", 0)) + expected[0]
     if found == expected:
         tally.survive()
+        name = f"with {len(names)} shipper{'s' * (len(names) - 1)}"
+        tally.figures[name] = int(tally.figures.get(name, 0)) + 1
+        tally.figures["whole runs"] = int(tally.figures.get("whole runs", 0)) + whole
     else:
         tally.violate(f"{what}: {found[0]} records arrived of {expected[0]}, or others")
 
@@ -193,10 +204,13 @@ def torture(budget: Budget, tally: Tally) -> None:
         tempfile.TemporaryDirectory(prefix="shmlog-ship-") as scratch,
         brokers.broker(Path(scratch, "kafka")) as broker,
     ):
-        while budget and not tally.violations:
+        least = RUNS if budget.seconds >= RUNS_S else 0
+        while (budget or turn < least) and not tally.violations:
             names = ["a"] if turn % 2 else ["a", "b"]
             kind = "--records" if turn % 4 in (2, 3) else "--chunks"
-            _turn(Path(scratch, f"log{turn}"), broker, names, kind, budget.random(turn), budget, tally)
+            path = Path(scratch, f"log{turn}")
+            _turn(path, broker, names, kind, budget.random(turn), budget, tally)
+            shutil.rmtree(path)
             turn += 1
 
 
