@@ -59,7 +59,10 @@ def log(log_path: Path) -> Iterator[shmlog.Log]:
 
 
 def sink(place: Place, log: shmlog.Log, kind: type[KafkaSink] = KafkaSink, **options: Any) -> KafkaSink:
-    return kind([place[0].address], place[1], log.log_id, replicas=1, **options)
+    """One that takes a chunk at a time, so that there are steps to count."""
+    made = kind([place[0].address], place[1], log.log_id, replicas=1, **options)
+    made.chunks_max = 1
+    return made
 
 
 def reader(place: Place, log: shmlog.Log, **options: Any) -> KafkaReader:
@@ -72,7 +75,8 @@ def assert_arrived(place: Place, log: shmlog.Log, tag: int | None = None) -> Non
 
 
 def ship_all(place: Place, log: shmlog.Log, **options: Any) -> None:
-    with Shipper(log, sink(place, log), chunk_bytes=CHUNK, **options) as shipper:
+    grouping = KafkaSink([place[0].address], place[1], log.log_id, replicas=1)
+    with Shipper(log, grouping, chunk_bytes=CHUNK, **options) as shipper:
         shipper.run(once=True)
 
 
@@ -233,6 +237,7 @@ class _Watched:
 
 
 class _Sink(KafkaSink):
+    chunks_max = 1
     happen: Callable[[str], None]
 
     def _take_over(self) -> None:
