@@ -75,9 +75,33 @@ def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[
             from shmlog.integrations.valkey import ValkeySink
         if options or len(target.hosts) != 1:
             chosen.refuse("argument URL: valkey:// takes one host and no options")
+        if chosen.form == "records":
+            chosen.refuse("argument --records: valkey:// takes chunks")
         return ValkeySink(target.hosts[0], target.place, log_id, settings=settings)
-    chosen.refuse(f"argument URL: {target.scheme}:// cannot be shipped to; nats:// and valkey:// can")
+    if target.scheme == "kafka":
+        return _kafka(chosen, target, log_id, settings)
+    chosen.refuse(
+        f"argument URL: {target.scheme}:// cannot be shipped to; nats://, kafka:// and valkey:// can"
+    )
     raise AssertionError  # refuse() exits
+
+
+def _kafka(chosen: argparse.Namespace, target: Target, log_id: str, settings: dict[str, Any]) -> Sink:
+    with extra("kafka"):
+        from shmlog.integrations.kafka import REPLICAS, KafkaSink
+    options = dict(target.options)
+    partition, replicas = options.pop("partition", "0"), options.pop("replicas", str(REPLICAS))
+    if options or not (partition.isdigit() and replicas.isdigit()):
+        chosen.refuse("argument URL: the only options are partition=N and replicas=N")
+    return KafkaSink(
+        target.hosts,
+        target.place,
+        log_id,
+        partition=int(partition),
+        replicas=int(replicas),
+        records=chosen.form == "records",
+        settings=settings,
+    )
 
 
 def _facts(shipper: Shipper) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def _resolved(name: str, value: Any) -> Any:
             return os.environ[value["env"]]
         return {key: _resolved(f"{name}.{key}", inner) for key, inner in value.items()}
     word = name.rpartition(".")[2].lower()
-    if isinstance(value, str) and any(secret in word for secret in SECRET_WORDS):
+    secret = name.endswith("key.pem") or any(secret in word for secret in SECRET_WORDS)
+    if isinstance(value, str) and secret:
         raise ValueError(f'{name} is a secret: write {{ file = "..." }} or {{ env = "..." }}')
     return value
