@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from crash.kit import Budget, Recipe, Tally
+from crash.kit import Budget, Goal, Recipe, Tally
 from crash.stores import planting
 from support import kafka as brokers
 from support.processes import Child, Wire
@@ -235,5 +235,10 @@ def _run(budget: Budget) -> Tally:
 
 
 RECIPE = Recipe(
-    "ship_kafka", "shippers and a Kafka broker killed while a log grows", _run, missing=brokers.missing
+    "ship_kafka",
+    "shippers and a Kafka broker killed while a log grows",
+    _run,
+    (Goal("tried", 4), Goal("planted bugs seen", "planted bugs")),
+    200.0,
+    missing=brokers.missing,
 )
