@@ -1,8 +1,8 @@
 """Shipping to Kafka: beside a client that sends the same messages in transactions and does nothing else.
 
 The client has the messages in its memory, with the same headers, in transactions as large; with a position it
-sends an offset in each, as whoever wants to know where to go on must. Its broker is one Apache Kafka on this
-machine, the tests' own.
+sends an offset in each, as whoever wants to know where to go on must, and is the baseline. The broker is one
+Apache Kafka on this machine, the tests' own.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def heats(options: Options) -> Iterator[Heat]:
             yield Heat(
                 title=f"to Kafka as {form}, {RECORD_BYTES} B",
                 contenders=[
-                    Contender("client", plain, "transactions alone"),
                     Contender("client with position", with_position, "an offset in each transaction"),
+                    Contender("client", plain, "transactions alone"),
                     on_log("shmlog ship", ship, "read, checked, sent, and the position"),
                 ],
                 columns=("records_per_s", "mb_per_s"),

@@ -202,8 +202,9 @@ def test_the_position_is_committed_again_before_the_broker_forgets_it(
     with Shipper(log, sink(topic, log)) as shipper:
         while shipper.step():
             pass
+        assert shipper._sink.tail() == shipper._tail  # the broker has ended the transaction
         before = end_offset(topic, "__consumer_offsets")
-        assert not shipper.step() and end_offset(topic, "__consumer_offsets") == before
+        assert not shipper.step()
         monkeypatch.setattr(engine, "RECOMMIT_S", 0.0)
         assert not shipper.step()
         until(lambda: end_offset(topic, "__consumer_offsets") > before)
@@ -402,7 +403,8 @@ def test_a_shipper_stopped_longer_than_its_transaction_goes_on_unless_it_was_ove
         child.resume()
         child.say("go on")
         said = child.result()
-    assert ("fenced" in said) == overtaken and ("asked 1 times" in said) == (not overtaken)
+    assert ("fenced" in said) == overtaken and ("shipped all" in said) == (not overtaken)
+    assert "asked 0 times" not in said
     assert_arrived(topic, log)
 
 
