@@ -21,7 +21,7 @@ from shmlog.errors import CorruptionError, FencedError
 if TYPE_CHECKING:
     from shmlog.integrations.archived import ArchivedLog
     from shmlog.integrations.configuration import Target
-    from shmlog.integrations.ship import Shipper, Sink
+    from shmlog.integrations.ship import RecordSink, Shipper, Sink
 
 FENCED = 3
 """Exit status: another shipper has taken over, and this one must not be started again by itself."""
@@ -60,7 +60,10 @@ def extra(name: str) -> Iterator[None]:
         raise ValueError(f"{error.name} is not installed: pip install 'shmlog[{name}]'") from None
 
 
-def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]) -> Sink:
+def _sink(
+    chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]
+) -> Sink | RecordSink:
+    """The place that a URL names, in the form that was asked for; chosen.form is None for the engine's own."""
     options = dict(target.options)
     settings = tables.get(target.scheme, {})
     if target.scheme == "nats":
@@ -75,6 +78,8 @@ def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[
             from shmlog.integrations.valkey import ValkeySink
         if options or len(target.hosts) != 1:
             chosen.refuse("argument URL: valkey:// takes one host and no options")
+        if chosen.form == "records":
+            chosen.refuse("argument --records: valkey:// takes chunks")
         return ValkeySink(target.hosts[0], target.place, log_id, settings=settings)
     chosen.refuse(f"argument URL: {target.scheme}:// cannot be shipped to; nats:// and valkey:// can")
     raise AssertionError  # refuse() exits

@@ -171,9 +171,19 @@ def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "url", metavar="URL", help="nats://HOST[,HOST...]/STREAM[?replicas=N], valkey://HOST/KEY"
     )
     sub.add_argument("--name", default="ship", help="of the cursor that holds what is not shipped (ship)")
-    sub.add_argument("--chunks", action="store_true", help="many records a message (default)")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument(
+        "--records", action="store_const", dest="form", const="records", help="one message a record"
+    )
+    form.add_argument(
+        "--chunks", action="store_const", dest="form", const="chunks", help="many records a message"
+    )
     sub.add_argument(
-        "--chunk-bytes", type=words.size, default=256 << 10, metavar="SIZE", help="at most (default 256K)"
+        "--chunk-bytes",
+        type=words.size,
+        default=256 << 10,
+        metavar="SIZE",
+        help="at most so much in one write (default 256K)",
     )
     sub.add_argument("--tag", type=words.tags, metavar="TAGS", help="only these: 3, 3,5 or 10-19")
     sub.add_argument("--config", metavar="FILE", help="TOML: settings for the engine's library")

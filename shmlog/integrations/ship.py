@@ -35,7 +35,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,7 @@ from shmlog.integrations.repeating import DURABLE_S, EngineError, Repeating
 CHUNK_BYTES: Final = 256 << 10
 CHUNK_PREFIX_BYTES: Final = 64
 """Of a chunk are not frames."""
+RECORDS_MAX: Final = 1 << 30
 GAP_BYTES: Final = 16 << 20
 """So much without a wanted record is shipped as a chunk without records: the position moves on."""
 COMMIT_S: Final = 1.0
@@ -66,20 +67,15 @@ class Tail(NamedTuple):
     """LSN and checksum of the last record; None if there is no record yet"""
 
 
-class Sink(Protocol):
+class Place(Protocol):
     """One log's place in an engine."""
 
     chunk_bytes_max: int
-    """The largest chunk that the engine takes."""
+    """The largest chunk that the engine takes, or the most that the frames of one put_records() take."""
 
     def tail(self) -> Tail | None:
-        """What is there, as whoever decides in the engine has it; the next put() continues it.
+        """What is there, as whoever decides in the engine has it; the next put continues it.
         EngineError."""
-        ...
-
-    def put(self, chunk: bytes, tail: Tail) -> None:
-        """Add a chunk, and with it what the tail is then, on the condition that nothing was added since
-        the last tail() or put(). Returns when it is safe. ConflictError, EngineError."""
         ...
 
     def idle(self) -> None:
@@ -87,6 +83,28 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Sink(Place, Protocol):
+    """A place that takes chunks."""
+
+    def put(self, chunk: bytes, tail: Tail) -> None:
+        """Add a chunk, and with it what the tail is then, on the condition that nothing was added since
+        the last tail() or put(). Returns when it is safe. ConflictError, EngineError."""
+        ...
+
+
+@runtime_checkable
+class RecordSink(Place, Protocol):
+    """A place that takes a message a record."""
+
+    records_max: int
+    """The most records of one put_records()."""
+
+    def put_records(self, records: shmlog.RecordBatch, begin_lsn: int, tail: Tail) -> None:
+        """Add all of these, or none, as Sink.put(). They are what there is in [begin_lsn, tail.end_lsn);
+        none, if only the position moves."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +133,14 @@ def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
 class Shipper(Repeating):
     """Ships one log to one sink, from one process.  A context manager.
 
-    name: of the cursor that keeps what is not yet shipped. tags: only these records; the position
+    sink: whether it takes chunks or records is its own. name: of the cursor that keeps what is not yet shipped. tags: only these records; the position
     moves over the others. step() for programs with a loop of their own, else run().
     """
 
     def __init__(
         self,
         log: shmlog.Log,
-        sink: Sink,
+        sink: Sink | RecordSink,
         *,
         name: str = "ship",
         tags: int | Iterable[int] | None = None,
@@ -134,6 +152,7 @@ class Shipper(Repeating):
         self._cursor = log.cursor(name)  # first: it may be open elsewhere
         super().__init__(log)
         self._sink = sink
+        self._records_max = sink.records_max if isinstance(sink, RecordSink) else RECORDS_MAX
         self._tags = None if tags is None else tags if isinstance(tags, (int, range)) else frozenset(tags)
         self._chunk_bytes = chunk_bytes
         self._tail: Tail | None = None
@@ -162,8 +181,8 @@ class Shipper(Repeating):
                 self._commit(DURABLE_S)
                 self._sink.idle()
                 return False
-            chunk, tail, records = found
-            self._sink.put(chunk, tail)
+            records, tail = found
+            sent_bytes = self._put(records, tail)
         except ConflictError:
             self._forget()
             return True
@@ -178,8 +197,8 @@ class Shipper(Repeating):
             was,
             position_lsn=self._position,
             chunks=was.chunks + 1,
-            records=was.records + records,
-            bytes=was.bytes + len(chunk),
+            records=was.records + len(records),
+            bytes=was.bytes + sent_bytes,
         )
         self._commit(COMMIT_S)
         return True
@@ -227,8 +246,8 @@ class Shipper(Repeating):
         if last_of(here) != tail.last:
             raise shmlog.SourceDivergedError(tail.end_lsn, f"another record is at LSN {lsn}")
 
-    def _next(self) -> tuple[bytes, Tail, int] | None:
-        """The next chunk, what the tail is after it, and its records; None: nothing is durable yet."""
+    def _next(self) -> tuple[shmlog.RecordBatch, Tail] | None:
+        """What is put next, and what the tail is after it; None: nothing is durable yet."""
         begin, last = self._position, self._tail.last if self._tail else None
         part = None
         while part is None:
@@ -238,22 +257,33 @@ class Shipper(Repeating):
                     return None
                 self._ahead = _Ahead(self._log, begin, self._seen, self._tags)
             most = min(self._chunk_bytes, self._sink.chunk_bytes_max) - CHUNK_PREFIX_BYTES
-            part, end = self._ahead.part(most)
+            part, end = self._ahead.part(most, self._records_max)
             if part is None:
                 self._ahead = None
                 if end - begin >= GAP_BYTES:
                     part = self._log.take([])
                 elif self._log.durable_lsn <= self._seen:
                     return None
-        if len(part):
-            last = last_of(part)
-        chunk = shmlog.encode_chunk(part, self._log.log_id, begin, end)
-        if len(chunk) > self._sink.chunk_bytes_max:
+        return part, Tail(end, self.shipper_id, last_of(part) if len(part) else last)
+
+    def _put(self, records: shmlog.RecordBatch, tail: Tail) -> int:
+        """In the form that the engine takes; the bytes of it."""
+        begin, most = self._position, self._sink.chunk_bytes_max
+        if isinstance(self._sink, RecordSink):
+            size = CHUNK_PREFIX_BYTES + records.frames().nbytes
+            chunk = b""
+        else:
+            chunk = shmlog.encode_chunk(records, self._log.log_id, begin, tail.end_lsn)
+            size = len(chunk)
+        if size > most:
             raise shmlog.RecordTooLargeError(
-                f"the record at LSN {part.lsn[0]} takes {len(chunk)} bytes, and the engine takes"
-                f" {self._sink.chunk_bytes_max} at most"
+                f"the record at LSN {records.lsn[0]} takes {size} bytes, and the engine takes {most} at most"
             )
-        return chunk, Tail(end, self.shipper_id, last), len(part)
+        if isinstance(self._sink, RecordSink):
+            self._sink.put_records(records, begin, tail)
+        else:
+            self._sink.put(chunk, tail)
+        return size
 
     def _commit(self, seconds: float) -> None:
         """The cursor follows, not more often than that."""
@@ -306,7 +336,7 @@ class _Ahead:
             granules = (self._batch.nbytes.astype(np.int64) + 63) // 32
             self._sizes = (granules * 32).cumsum()
 
-    def part(self, most_bytes: int) -> tuple[shmlog.RecordBatch | None, int]:
+    def part(self, most_bytes: int, most: int) -> tuple[shmlog.RecordBatch | None, int]:
         """As many of the next records as fit, at least one, and where the next one after them begins;
         None: there are no more."""
         batch, at = self._batch, self._at
@@ -314,6 +344,7 @@ class _Ahead:
             return None, self._end
         before = int(self._sizes[at - 1]) if at else 0
         stop = max(at + 1, int(np.searchsorted(self._sizes, before + most_bytes, "right")))
+        stop = min(stop, at + most)
         part = batch[at:stop]
         self._at = stop
         if stop >= len(batch):
