@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shmlog.memory.metrics import Metric, Sample
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
-    from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk
+    from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk, join_frames
     from shmlog.records.scan import ArrowScan, Scan
     from shmlog.records.sealed import SealedSegment, decode_segment
     from shmlog.tools.assemble import Assembled, assemble
@@ -64,7 +64,7 @@ _HOMES = {
     "memory.metrics": "Metric Sample",
     "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
-    "records.chunk": "ChunkInfo chunk_info decode_chunk encode_chunk",
+    "records.chunk": "ChunkInfo chunk_info decode_chunk encode_chunk join_frames",
     "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
     "tools.verify": "VerifyReport verify",
@@ -117,6 +117,7 @@ __all__ = [
     "decode_chunk",
     "decode_segment",
     "encode_chunk",
+    "join_frames",
     "open",
     "open_readonly",
     "recover",

@@ -63,16 +63,17 @@ def extra(name: str) -> Iterator[None]:
 def _sink(
     chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]
 ) -> Sink | RecordSink:
-    """The place that a URL names, in the form that was asked for; chosen.form is None for the engine's own."""
+    """The place that a URL names, in the form that was asked for; None is the engine's own."""
     options = dict(target.options)
     settings = tables.get(target.scheme, {})
     if target.scheme == "nats":
         with extra("nats"):
-            from shmlog.integrations.nats import REPLICAS, NatsSink
+            from shmlog.integrations.nats import REPLICAS, NatsRecordSink, NatsSink
         replicas = options.pop("replicas", str(REPLICAS))
         if options or not replicas.isdigit():
             chosen.refuse("argument URL: the only option is replicas=N")
-        return NatsSink(target.hosts, target.place, log_id, replicas=int(replicas), settings=settings)
+        place = NatsRecordSink if chosen.form == "records" else NatsSink
+        return place(target.hosts, target.place, log_id, replicas=int(replicas), settings=settings)
     if target.scheme == "valkey":
         with extra("valkey"):
             from shmlog.integrations.valkey import ValkeySink

@@ -32,14 +32,13 @@ import logging
 import secrets
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import shmlog
+from shmlog.integrations.ahead import Ahead
 from shmlog.integrations.repeating import DURABLE_S, EngineError, Repeating
 
 CHUNK_BYTES: Final = 256 << 10
@@ -95,6 +94,20 @@ class Sink(Place, Protocol):
 
 
 @runtime_checkable
+class GroupSink(Sink, Protocol):
+    """A place that takes several chunks at once, too."""
+
+    @property
+    def chunks_max(self) -> int:
+        """The most chunks of one put_chunks(); the next tail() may change it."""
+        ...
+
+    def put_chunks(self, chunks: Sequence[tuple[bytes, Tail]]) -> None:
+        """Add all of these, or none, as put()."""
+        ...
+
+
+@runtime_checkable
 class RecordSink(Place, Protocol):
     """A place that takes a message a record."""
 
@@ -124,6 +137,17 @@ class ShipStatistics:
     last_error: str = ""
 
 
+class _Part(NamedTuple):
+    """What is put in one piece, and what the tail is after it."""
+
+    begin_lsn: int
+    tail: Tail
+    records: shmlog.RecordBatch
+    chunk: bytes
+    """empty, where the engine takes records"""
+    bytes: int
+
+
 def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
     """LSN and frame checksum of a batch's last record."""
     frame = batch[len(batch) - 1 :].frames()
@@ -133,8 +157,7 @@ def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
 class Shipper(Repeating):
     """Ships one log to one sink, from one process.  A context manager.
 
-    sink: whether it takes chunks or records is its own. name: of the cursor that keeps what is not yet shipped. tags: only these records; the position
-    moves over the others. step() for programs with a loop of their own, else run().
+    X the others. step() for programs with a loop of their own, else run().
     """
 
     def __init__(
@@ -151,15 +174,17 @@ class Shipper(Repeating):
         self.shipper_id = secrets.token_hex(8)
         self._cursor = log.cursor(name)  # first: it may be open elsewhere
         super().__init__(log)
-        self._sink = sink
-        self._records_max = sink.records_max if isinstance(sink, RecordSink) else RECORDS_MAX
+        self._sink: Any = sink
+        self._groups = sink if isinstance(sink, GroupSink) else None
+        self._records = sink if isinstance(sink, RecordSink) else None
+        self._records_max = RECORDS_MAX if self._records is None else self._records.records_max
         self._tags = None if tags is None else tags if isinstance(tags, (int, range)) else frozenset(tags)
         self._chunk_bytes = chunk_bytes
         self._tail: Tail | None = None
         self._known = False  # whether _tail is the engine's
         self._position = self._floor = self._cursor.lsn
         self._wrote = False
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
         self._committed_at = 0.0
         self._seen = 0  # durable_lsn when _next() last looked
         self.statistics = ShipStatistics(self._position)
@@ -176,13 +201,12 @@ class Shipper(Repeating):
         try:
             if not self._known:
                 self._resume()
-            found = self._next()
-            if found is None:
+            parts = self._gather()
+            if not parts:
                 self._commit(DURABLE_S)
                 self._sink.idle()
                 return False
-            records, tail = found
-            sent_bytes = self._put(records, tail)
+            self._put(parts)
         except ConflictError:
             self._forget()
             return True
@@ -191,14 +215,14 @@ class Shipper(Repeating):
             was = self.statistics
             self.statistics = replace(was, retries=was.retries + 1, last_error=str(error))
             raise
-        self._tail, self._position, self._wrote = tail, tail.end_lsn, True
+        self._tail, self._position, self._wrote = parts[-1].tail, parts[-1].tail.end_lsn, True
         was = self.statistics
         self.statistics = replace(
             was,
             position_lsn=self._position,
-            chunks=was.chunks + 1,
-            records=was.records + len(records),
-            bytes=was.bytes + sent_bytes,
+            chunks=was.chunks + len(parts),
+            records=was.records + sum(len(part.records) for part in parts),
+            bytes=was.bytes + sum(part.bytes for part in parts),
         )
         self._commit(COMMIT_S)
         return True
@@ -246,18 +270,36 @@ class Shipper(Repeating):
         if last_of(here) != tail.last:
             raise shmlog.SourceDivergedError(tail.end_lsn, f"another record is at LSN {lsn}")
 
-    def _next(self) -> tuple[shmlog.RecordBatch, Tail] | None:
-        """What is put next, and what the tail is after it; None: nothing is durable yet."""
+    def _gather(self) -> list[_Part]:
+        """What is put next, in one: more than one chunk only where more is waiting, and is taken."""
+        parts: list[_Part] = []
+        most = self._groups.chunks_max if self._groups is not None else 1
         begin, last = self._position, self._tail.last if self._tail else None
+        while not parts or (len(parts) < most and self._ahead is not None and self._ahead.more):
+            found = self._next(begin, last)
+            if found is None:
+                break
+            try:
+                parts.append(self._shaped(begin, *found))
+            except shmlog.RecordTooLargeError:
+                if not parts:
+                    raise
+                self._ahead = None  # what is before it goes first
+                break
+            begin, last = found[1].end_lsn, found[1].last
+        return parts
+
+    def _next(self, begin: int, last: tuple[int, int] | None) -> tuple[shmlog.RecordBatch, Tail] | None:
+        """The records that follow, and what the tail is after them; None: nothing is durable yet."""
         part = None
         while part is None:
             if self._ahead is None:
                 self._seen = self._log.durable_lsn
                 if self._seen <= begin:
                     return None
-                self._ahead = _Ahead(self._log, begin, self._seen, self._tags)
-            most = min(self._chunk_bytes, self._sink.chunk_bytes_max) - CHUNK_PREFIX_BYTES
-            part, end = self._ahead.part(most, self._records_max)
+                self._ahead = Ahead(self._log, begin, self._seen, self._tags)
+            most_bytes = min(self._chunk_bytes, self._sink.chunk_bytes_max) - CHUNK_PREFIX_BYTES
+            part, end = self._ahead.part(most_bytes, self._records_max)
             if part is None:
                 self._ahead = None
                 if end - begin >= GAP_BYTES:
@@ -266,24 +308,25 @@ class Shipper(Repeating):
                     return None
         return part, Tail(end, self.shipper_id, last_of(part) if len(part) else last)
 
-    def _put(self, records: shmlog.RecordBatch, tail: Tail) -> int:
-        """In the form that the engine takes; the bytes of it."""
-        begin, most = self._position, self._sink.chunk_bytes_max
-        if isinstance(self._sink, RecordSink):
-            size = CHUNK_PREFIX_BYTES + records.frames().nbytes
-            chunk = b""
-        else:
+    def _shaped(self, begin: int, records: shmlog.RecordBatch, tail: Tail) -> _Part:
+        """In the form that the engine takes."""
+        chunk, size = b"", CHUNK_PREFIX_BYTES + records.frames().nbytes
+        if self._records is None:
             chunk = shmlog.encode_chunk(records, self._log.log_id, begin, tail.end_lsn)
-            size = len(chunk)
-        if size > most:
+        if size > self._sink.chunk_bytes_max:
             raise shmlog.RecordTooLargeError(
-                f"the record at LSN {records.lsn[0]} takes {size} bytes, and the engine takes {most} at most"
+                f"the record at LSN {records.lsn[0]} takes {size} bytes, and the engine takes"
+                f" {self._sink.chunk_bytes_max} at most"
             )
-        if isinstance(self._sink, RecordSink):
-            self._sink.put_records(records, begin, tail)
+        return _Part(begin, tail, records, chunk, size)
+
+    def _put(self, parts: list[_Part]) -> None:
+        if self._records is not None:
+            self._records.put_records(parts[0].records, parts[0].begin_lsn, parts[0].tail)
+        elif self._groups is not None and len(parts) > 1:
+            self._groups.put_chunks([(part.chunk, part.tail) for part in parts])
         else:
-            self._sink.put(chunk, tail)
-        return size
+            self._sink.put(parts[0].chunk, parts[0].tail)
 
     def _commit(self, seconds: float) -> None:
         """The cursor follows, not more often than that."""
@@ -318,35 +361,3 @@ class Shipper(Repeating):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Ahead:
-    """Durable records from a position on, cut into parts; knows where the next record begins (I14)."""
-
-    def __init__(self, log: shmlog.Log, begin: int, end: int, tags: int | Iterable[int] | None) -> None:
-        self._end = end
-        self._batches: Iterator[shmlog.RecordBatch] = log.read_batches(begin, end, tags)
-        self._batch: shmlog.RecordBatch | None = None
-        self._advance()
-
-    def _advance(self) -> None:
-        self._at = 0
-        self._batch = next(self._batches, None)
-        if self._batch is not None:
-            granules = (self._batch.nbytes.astype(np.int64) + 63) // 32
-            self._sizes = (granules * 32).cumsum()
-
-    def part(self, most_bytes: int, most: int) -> tuple[shmlog.RecordBatch | None, int]:
-        """As many of the next records as fit, at least one, and where the next one after them begins;
-        None: there are no more."""
-        batch, at = self._batch, self._at
-        if batch is None:
-            return None, self._end
-        before = int(self._sizes[at - 1]) if at else 0
-        stop = max(at + 1, int(np.searchsorted(self._sizes, before + most_bytes, "right")))
-        stop = min(stop, at + most)
-        part = batch[at:stop]
-        self._at = stop
-        if stop >= len(batch):
-            self._advance()
-        return part, self._end if self._batch is None else int(self._batch.lsn[self._at])
