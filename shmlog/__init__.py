@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
+    from shmlog.integrations.archived import open_archive, splits
     from shmlog.memory.metrics import Metric, Sample
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
@@ -54,6 +55,7 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "integrations.archived": "open_archive splits",
     "records.sealed": "SealedSegment decode_segment",
     "tools.assemble": "Assembled assemble",
     "tools.backup": "BackupReport backup",
@@ -119,9 +121,11 @@ __all__ = [
     "encode_chunk",
     "join_frames",
     "open",
+    "open_archive",
     "open_readonly",
     "recover",
     "repair",
+    "splits",
     "verify",
 ]
 

@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import obstore
+try:
+    import obstore
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "obstore is not installed: pip install 'shmlog[archive]'", name="obstore"
+    ) from None
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
@@ -69,7 +74,7 @@ class Store:
 
     def __init__(self, url: str, settings: Mapping[str, Any] | None = None) -> None:
         """settings: for obstore.store.from_url(), by its names."""
-        self.url = url
+        self.url, self.settings = url, dict(settings or {})
         parts = urlsplit(url)
         self._root = Path(unquote(parts.path)) if parts.scheme == "file" else None
         more = {"mkdir": True} if self._root is not None else {}
