@@ -137,7 +137,14 @@ def ship(chosen: argparse.Namespace) -> int:
         log = held.enter_context(shmlog.open(chosen.directory))
         sink = _sink(chosen, target, log.log_id, tables)
         try:
-            shipper = Shipper(log, sink, name=chosen.name, tags=chosen.tag, chunk_bytes=chosen.chunk_bytes)
+            shipper = Shipper(
+                log,
+                sink,
+                name=chosen.name,
+                tags=chosen.tag,
+                chunk_bytes=chosen.chunk_bytes,
+                max_held_bytes=chosen.max_held_bytes,
+            )
         except BaseException:
             sink.close()
             raise

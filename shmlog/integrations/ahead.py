@@ -12,10 +12,25 @@ This module knows records and sizes.  It may not know engines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 import shmlog
+
+if TYPE_CHECKING:
+    from shmlog.integrations.ship import Tail
+
+
+class Part(NamedTuple):
+    """What is put in one piece, and what the tail is after it."""
+
+    begin_lsn: int
+    tail: Tail
+    records: shmlog.RecordBatch
+    chunk: bytes
+    """empty, where the engine takes records"""
+    bytes: int
 
 
 class Ahead:

@@ -38,8 +38,9 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import shmlog
-from shmlog.integrations.ahead import Ahead
+from shmlog.integrations.ahead import Ahead, Part
 from shmlog.integrations.repeating import DURABLE_S, EngineError, Repeating
+from shmlog.integrations.reporter import Reporter
 
 CHUNK_BYTES: Final = 256 << 10
 CHUNK_PREFIX_BYTES: Final = 64
@@ -135,17 +136,10 @@ class ShipStatistics:
     resyncs: int = 0
     """positions that were asked for anew"""
     last_error: str = ""
-
-
-class _Part(NamedTuple):
-    """What is put in one piece, and what the tail is after it."""
-
-    begin_lsn: int
-    tail: Tail
-    records: shmlog.RecordBatch
-    chunk: bytes
-    """empty, where the engine takes records"""
-    bytes: int
+    failing: bool = False
+    """whether the last attempt was an error of the engine"""
+    released_lsn: int = 0
+    """below it the log was let go of by max_held_bytes, shipped or not"""
 
 
 def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
@@ -157,7 +151,10 @@ def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
 class Shipper(Repeating):
     """Ships one log to one sink, from one process.  A context manager.
 
-    X the others. step() for programs with a loop of their own, else run().
+    sink: it is its own whether it takes chunks or records. name: of the cursor that keeps what is not yet
+    shipped. tags: only these records; the position moves over the others. max_held_bytes: give up keeping
+    for the engine what is more than this behind, and say so; None: never. step() for programs with a loop
+    of their own, else run().
     """
 
     def __init__(
@@ -168,6 +165,7 @@ class Shipper(Repeating):
         name: str = "ship",
         tags: int | Iterable[int] | None = None,
         chunk_bytes: int = CHUNK_BYTES,
+        max_held_bytes: int | None = None,
     ) -> None:
         if chunk_bytes < 1:
             raise ValueError(f"chunk_bytes must be positive: {chunk_bytes}")
@@ -187,6 +185,8 @@ class Shipper(Repeating):
         self._ahead: Ahead | None = None
         self._committed_at = 0.0
         self._seen = 0  # durable_lsn when _next() last looked
+        self._max_held_bytes, self._released = max_held_bytes, 0
+        self._reporter = Reporter(log.path, name)
         self.statistics = ShipStatistics(self._position)
 
     # ------------------------------------------------------------------ steps
@@ -198,6 +198,7 @@ class Shipper(Repeating):
         pause. FencedError: another shipper has taken over. SourceDivergedError, TrimmedError,
         CorruptionError, RecordTooLargeError: it cannot go on; nothing was left out.
         """
+        self._release()
         try:
             if not self._known:
                 self._resume()
@@ -205,6 +206,7 @@ class Shipper(Repeating):
             if not parts:
                 self._commit(DURABLE_S)
                 self._sink.idle()
+                self._reporter.say(self)
                 return False
             self._put(parts)
         except ConflictError:
@@ -213,18 +215,21 @@ class Shipper(Repeating):
         except EngineError as error:
             self._forget()
             was = self.statistics
-            self.statistics = replace(was, retries=was.retries + 1, last_error=str(error))
+            self.statistics = replace(was, retries=was.retries + 1, last_error=str(error), failing=True)
+            self._reporter.say(self)
             raise
         self._tail, self._position, self._wrote = parts[-1].tail, parts[-1].tail.end_lsn, True
         was = self.statistics
         self.statistics = replace(
             was,
             position_lsn=self._position,
+            failing=False,
             chunks=was.chunks + len(parts),
             records=was.records + sum(len(part.records) for part in parts),
             bytes=was.bytes + sum(part.bytes for part in parts),
         )
         self._commit(COMMIT_S)
+        self._reporter.say(self)
         return True
 
     def _forget(self) -> None:
@@ -244,9 +249,9 @@ class Shipper(Repeating):
                 raise shmlog.FencedError(tail.end_lsn, tail.shipper)
             position = tail.end_lsn
             self._check_source(tail)
-            if position < self._cursor.lsn:
+            if position < self._cursor.lsn and not self._released:
                 _logger.warning(
-                    "the engine has LSN %d last, and had acknowledged %d: shipping it again",
+                    "the engine has LSN %d last, and the cursor is at %d: shipping it again",
                     position,
                     self._cursor.lsn,
                 )
@@ -270,9 +275,9 @@ class Shipper(Repeating):
         if last_of(here) != tail.last:
             raise shmlog.SourceDivergedError(tail.end_lsn, f"another record is at LSN {lsn}")
 
-    def _gather(self) -> list[_Part]:
+    def _gather(self) -> list[Part]:
         """What is put next, in one: more than one chunk only where more is waiting, and is taken."""
-        parts: list[_Part] = []
+        parts: list[Part] = []
         most = self._groups.chunks_max if self._groups is not None else 1
         begin, last = self._position, self._tail.last if self._tail else None
         while not parts or (len(parts) < most and self._ahead is not None and self._ahead.more):
@@ -308,7 +313,7 @@ class Shipper(Repeating):
                     return None
         return part, Tail(end, self.shipper_id, last_of(part) if len(part) else last)
 
-    def _shaped(self, begin: int, records: shmlog.RecordBatch, tail: Tail) -> _Part:
+    def _shaped(self, begin: int, records: shmlog.RecordBatch, tail: Tail) -> Part:
         """In the form that the engine takes."""
         chunk, size = b"", CHUNK_PREFIX_BYTES + records.frames().nbytes
         if self._records is None:
@@ -318,9 +323,9 @@ class Shipper(Repeating):
                 f"the record at LSN {records.lsn[0]} takes {size} bytes, and the engine takes"
                 f" {self._sink.chunk_bytes_max} at most"
             )
-        return _Part(begin, tail, records, chunk, size)
+        return Part(begin, tail, records, chunk, size)
 
-    def _put(self, parts: list[_Part]) -> None:
+    def _put(self, parts: list[Part]) -> None:
         if self._records is not None:
             self._records.put_records(parts[0].records, parts[0].begin_lsn, parts[0].tail)
         elif self._groups is not None and len(parts) > 1:
@@ -331,15 +336,38 @@ class Shipper(Repeating):
     def _commit(self, seconds: float) -> None:
         """The cursor follows, not more often than that."""
         now = time.monotonic()
+        if self._position < self._released:
+            return  # what was let go of is not held again
         if self._known and self._cursor.lsn != self._position and now - self._committed_at >= seconds:
             self._cursor.commit(self._position)
             self._committed_at = now
+
+    def _release(self) -> None:
+        """Let go of what is too much to hold, by whole segments: writers' room before the engine's."""
+        limit, committed = self._max_held_bytes, self._log.committed_lsn
+        if limit is None or committed - max(self._cursor.lsn, self._log.trimmed_lsn) <= limit:
+            return
+        size = self._log.segment_bytes
+        lsn = min((committed - limit + size - 1) // size * size, self._log.durable_lsn // size * size)
+        if lsn <= max(self._cursor.lsn, self._position):
+            return
+        self._cursor.commit(lsn)
+        self._released = lsn
+        self.statistics = replace(self.statistics, released_lsn=lsn)
+        _logger.error(
+            "more than %d bytes are not shipped: the log is let go of below LSN %d, and the engine has it"
+            " only up to %d; what is trimmed of that before it is shipped cannot be shipped any more",
+            limit,
+            lsn,
+            self._position,
+        )
 
     def _wanted_lsn(self) -> int:
         return self._seen + 1
 
     def _settle(self) -> None:
         self._commit(0.0)
+        self._reporter.say(self, at_once=True)
 
     @property
     def lag(self) -> shmlog.Lag:
