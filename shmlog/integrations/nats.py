@@ -37,7 +37,8 @@ REPLICAS: Final = 3
 HEADER_BYTES: Final = 1024
 """Of a message's largest size are kept for its headers."""
 GROUP: Final = 8
-"""Chunks in one write: three servers agree once for all of them."""
+"""Chunks in one write to a stream that is replicated: the servers agree once for all of them. A server
+alone only writes them twice."""
 ATOMIC_MAX: Final = 1000
 """Messages that a server takes as one."""
 LOOK_S: Final = 0.01, 0.25
@@ -119,12 +120,26 @@ class NatsSink(_Subject):
     """A log's subject in a stream, for a Shipper: chunks.
 
     servers: "host" or "host:port"; the stream is made if absent, with so many replicas, and refused if
-    it has fewer, or lets messages be deleted. settings: for nats.connect(), by its names.
+    it has fewer, or lets messages be deleted. settings: for nats.connect(), by its names. group: the most
+    chunks in one write, if more is waiting; None: eight, if the stream is replicated.
     """
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        stream: str,
+        log_id: str,
+        *,
+        replicas: int = REPLICAS,
+        settings: Mapping[str, Any] | None = None,
+        group: int | None = None,
+    ) -> None:
+        super().__init__(servers, stream, log_id, replicas=replicas, settings=settings)
+        self._group = group or (GROUP if replicas > 1 else 1)
 
     @property
     def chunks_max(self) -> int:
-        return GROUP if self._atomic else 1
+        return self._group if self._atomic else 1
 
     def put(self, chunk: bytes, tail: Tail) -> None:
         self._write([self._chunk(chunk, tail)])

@@ -76,6 +76,7 @@ class Store:
         """settings: for obstore.store.from_url(), by its names."""
         self.url, self.settings = url, dict(settings or {})
         parts = urlsplit(url)
+        self._synced: set[Path] = set()
         self._root = Path(unquote(parts.path)) if parts.scheme == "file" else None
         more = {"mkdir": True} if self._root is not None else {}
         with _engine():
@@ -96,8 +97,10 @@ class Store:
     def _sync(self, path: Path) -> None:
         """A directory that is a store keeps what it is given when the power fails only if it is told."""
         for part in (path, *path.parents):
-            if self._root is None or part == self._root.parent:
+            if self._root is None or part == self._root.parent or part in self._synced:
                 break
+            if part not in (path, path.parent):
+                self._synced.add(part)  # what is in it does not change any more
             fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)

@@ -46,6 +46,8 @@ CHUNK_BYTES: Final = 256 << 10
 CHUNK_PREFIX_BYTES: Final = 64
 """Of a chunk are not frames."""
 RECORDS_MAX: Final = 1 << 30
+GROUP_BYTES: Final = 1 << 20
+"""Chunks that are put at once are together about so large at most."""
 GAP_BYTES: Final = 16 << 20
 """So much without a wanted record is shipped as a chunk without records: the position moves on."""
 COMMIT_S: Final = 1.0
@@ -280,12 +282,16 @@ class Shipper(Repeating):
         parts: list[Part] = []
         most = self._groups.chunks_max if self._groups is not None else 1
         begin, last = self._position, self._tail.last if self._tail else None
-        while not parts or (len(parts) < most and self._ahead is not None and self._ahead.more):
+        room = GROUP_BYTES
+        while not parts or (
+            len(parts) < most and room >= parts[-1].bytes and self._ahead is not None and self._ahead.more
+        ):
             found = self._next(begin, last)
             if found is None:
                 break
             try:
                 parts.append(self._shaped(begin, *found))
+                room -= parts[-1].bytes
             except shmlog.RecordTooLargeError:
                 if not parts:
                     raise

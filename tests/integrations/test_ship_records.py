@@ -27,7 +27,7 @@ from shmlog.integrations.jetstream import Connection
 from shmlog.integrations.nats import NatsReader, NatsRecordSink, NatsSink
 
 CHUNK = 8 << 10
-FORMS = {"records": (NatsRecordSink, FaultyRecords), "groups": (NatsSink, FaultyGroups)}
+FORMS = {"records": FaultyRecords, "groups": FaultyGroups}
 _numbers = itertools.count()
 
 
@@ -51,7 +51,13 @@ def log(log_path: Path) -> Iterator[shmlog.Log]:
 
 
 def sink(server: servers.Server, stream: str, log: shmlog.Log, form: str = "records") -> Any:
-    return FORMS[form][0]([server.address], stream, log.log_id, replicas=1)
+    return made(server.address, stream, log, form)
+
+
+def made(address: str, stream: str, log: shmlog.Log, form: str) -> Any:
+    if form == "records":
+        return NatsRecordSink([address], stream, log.log_id, replicas=1)
+    return NatsSink([address], stream, log.log_id, replicas=1, group=8)
 
 
 def ship_all(server: servers.Server, stream: str, log: shmlog.Log, form: str = "records", **more: Any) -> Any:
@@ -118,8 +124,7 @@ def test_with_tags_the_position_of_records_moves_over_what_is_left_out(
 
 def _ship(wire: Wire, path: Path, address: str, stream: str, form: str, die_at: int) -> int:
     with shmlog.open(path, flusher="external") as log:
-        make, faults = FORMS[form]
-        faulty: Faulty = faults(make([address], stream, log.log_id, replicas=1), die_at)
+        faulty: Faulty = FORMS[form](made(address, stream, log, form), die_at)
         with Shipper(log, faulty, chunk_bytes=CHUNK) as shipper:
             while shipper.step():
                 pass
@@ -232,7 +237,7 @@ def test_where_more_is_waiting_several_chunks_are_one_write(
             super().put_chunks(chunks)
 
     with Shipper(
-        log, Counting([server.address], stream, log.log_id, replicas=1), chunk_bytes=CHUNK
+        log, Counting([server.address], stream, log.log_id, replicas=1, group=8), chunk_bytes=CHUNK
     ) as shipper:
         shipper.run(once=True)
         assert shipper.statistics.chunks == sum(sizes) and max(sizes) == 8
