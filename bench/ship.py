@@ -214,6 +214,9 @@ def _stream_heat(server: Server, scratch: Path, form: str, options: Options, at_
 
 
 def _archive_heat(scratch: Path, options: Options) -> Heat:
+    import obstore
+    from obstore.store import LocalStore
+
     import shmlog
     from shmlog.integrations.archive import Archiver
     from shmlog.integrations.objects import Store
@@ -229,11 +232,16 @@ def _archive_heat(scratch: Path, options: Options) -> Heat:
     total = sum(map(len, objects))
 
     def put_and_get(directory: Path) -> Outcome:
-        store = Store(f"file://{directory}/store")
+        store = LocalStore(directory / "store", mkdir=True)
         begin = time.perf_counter()
         for number, data in enumerate(objects):
-            store.create(f"segments/{number:020d}.seg", data)
-            assert store.get(f"segments/{number:020d}.seg") == data
+            name = f"segments/{number:020d}.seg"
+            obstore.put(store, name, data, mode="create")
+            for place in (directory / "store" / name, directory / "store/segments"):
+                fd = os.open(place, os.O_RDONLY)
+                os.fsync(fd)
+                os.close(fd)
+            assert obstore.get(store, name).bytes() == data
         return Outcome({"mb_per_s": total / (time.perf_counter() - begin) / 1e6})
 
     def archive(directory: Path) -> Outcome:

@@ -115,6 +115,14 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def holds(self, path: str, data: bytes | bytearray) -> bool | None:
+        """Whether an object's bytes are these, or None if it is not there; without a copy of them."""
+        try:
+            with _engine():
+                return bool(obstore.get(self._store, path).bytes() == data)
+        except FileNotFoundError:
+            return None
+
     def names(self, prefix: str) -> list[str]:
         """Of the objects below a prefix, in order."""
         with _engine():

@@ -120,6 +120,10 @@ class _Dying(Store):
         self._step()
         return super().get(path)
 
+    def holds(self, path: str, data: bytes | bytearray) -> bool | None:
+        self._step()
+        return super().holds(path, data)
+
 
 def _archive(path: str, url: str, die_at: int) -> None:
     with (
