@@ -34,7 +34,8 @@ CONNECT_S: Final = 5.0
 RECONNECT_S: Final = 1.0
 NEXT_COUNT: Final = 1000
 NEXT_BYTES: Final = 4 << 20
-"""The most that next() asks for."""
+NEXT_S: Final = 30.0
+"""The most that next() asks for, and waits."""
 _WRONG_LAST: Final = (10071, 10164)
 _NO_PEERS: Final = (10005, 10074)
 _Result = TypeVar("_Result")
@@ -147,26 +148,31 @@ class Connection:
 
     def next(self, subject: str, sequence: int) -> list[Stored]:
         """The next messages of the subject at or above a sequence, some of them; empty: there is none."""
-        return self._call(self._next(self.connected(), subject, sequence))
+        return self._call(self._next(self.connected(), subject, sequence), NEXT_S + 1)
 
     async def _next(self, connection: Client, subject: str, sequence: int) -> list[Stored]:
         wanted = {"seq": sequence, "next_by_subj": subject, "batch": NEXT_COUNT, "max_bytes": NEXT_BYTES}
         found: list[Stored] = []
-        answers = await connection.subscribe(connection.new_inbox())
+        status: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def got(message: Msg) -> None:
+            headers = message.headers or {}
+            if "Status" not in headers:
+                found.append(Stored(int(headers["Nats-Sequence"]), message.data, headers))
+            elif not status.done():
+                status.set_result(headers["Status"])
+
+        answers = await connection.subscribe(connection.new_inbox(), cb=got)
         try:
             await connection.publish(
                 f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(wanted).encode(), reply=answers.subject
             )
-            while True:
-                message = await answers.next_msg(TIMEOUT_S)
-                headers = message.headers or {}
-                if "Status" in headers:
-                    if headers["Status"] not in ("204", "404"):
-                        raise EngineError(f"nats: no stream {self._stream} answers ({headers['Status']})")
-                    return found
-                found.append(Stored(int(headers["Nats-Sequence"]), message.data, headers))
+            ended = await asyncio.wait_for(status, NEXT_S)
         finally:
             await answers.unsubscribe()
+        if ended not in ("204", "404"):
+            raise EngineError(f"nats: no stream {self._stream} answers ({ended})")
+        return found
 
     def ensure_stream(self, replicas: int) -> bool:
         """Make the stream, or see that it keeps what it is given; ValueError if it does not.

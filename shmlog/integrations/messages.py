@@ -2,9 +2,10 @@
 
     payload          the record's
     Shmlog-Lsn       where it begins              Shmlog-Time   ns since 1970
-    Shmlog-End       where the next one begins    Shmlog-Tag
+    Shmlog-Tag
     Shmlog-Check     checksum:writer:flags, the rest of its frame's header
     Shmlog-Begin     where the one before it ends, if that is not its LSN
+    Shmlog-End       where the next one begins, if that is not where its frame ends
     Shmlog-Shipper   with the last one of a write
 
 So a message has all of a record's frame, and what is put together is checked like a chunk.
@@ -40,19 +41,23 @@ def of_records(records: shmlog.RecordBatch, begin_lsn: int, tail: Tail) -> list[
         size, checksum, lsn, time_ns, tag, writer, _, flags = _HEADER.unpack_from(frames, at)
         headers = {
             "Shmlog-Lsn": str(lsn),
-            "Shmlog-End": str(end),
             "Shmlog-Time": str(time_ns),
             "Shmlog-Tag": str(tag),
             "Shmlog-Check": f"{checksum:08x}:{writer}:{flags}",
         }
+        payload = at + _HEADER.size
         if lsn != begin:
             headers["Shmlog-Begin"] = str(begin)
-        begin = end
-        payload = at + _HEADER.size
+        if end != lsn + _frame_bytes(size):
+            headers["Shmlog-End"] = str(end)
         messages.append((frames[payload : payload + size], headers))
-        at = (payload + size + _GRANULE - 1) // _GRANULE * _GRANULE
+        begin, at = end, at + _frame_bytes(size)
     messages[-1][1]["Shmlog-Shipper"] = tail.shipper
     return messages
+
+
+def _frame_bytes(size: int) -> int:
+    return (_HEADER.size + size + _GRANULE - 1) // _GRANULE * _GRANULE
 
 
 def is_record(headers: Mapping[str, str]) -> bool:
@@ -60,14 +65,11 @@ def is_record(headers: Mapping[str, str]) -> bool:
     return "Shmlog-Check" in headers
 
 
-def tail_of(headers: Mapping[str, str]) -> Tail:
+def tail_of(payload: bytes, headers: Mapping[str, str]) -> Tail:
     """What the tail is when this record is the last."""
-    checksum = int(headers["Shmlog-Check"].partition(":")[0], 16)
-    return Tail(
-        int(headers["Shmlog-End"]),
-        headers.get("Shmlog-Shipper", ""),
-        (int(headers["Shmlog-Lsn"]), checksum),
-    )
+    checksum, lsn = int(headers["Shmlog-Check"].partition(":")[0], 16), int(headers["Shmlog-Lsn"])
+    end = int(headers.get("Shmlog-End", lsn + _frame_bytes(len(payload))))
+    return Tail(end, headers.get("Shmlog-Shipper", ""), (lsn, checksum))
 
 
 def joined(messages: Sequence[tuple[bytes, Mapping[str, str]]], log_id: str) -> Iterator[bytes]:
@@ -94,6 +96,6 @@ def joined(messages: Sequence[tuple[bytes, Mapping[str, str]]], log_id: str) -> 
         )
         frames += payload
         frames += bytes(-len(payload) % _GRANULE)
-        records, end = records + 1, int(headers["Shmlog-End"])
+        records, end = records + 1, int(headers.get("Shmlog-End", lsn + _frame_bytes(len(payload))))
     if records:
         yield shmlog.join_frames(frames, records, log_id, begin, end)

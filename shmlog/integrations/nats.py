@@ -78,7 +78,7 @@ class _Subject:
     def _tail(self, message: Stored) -> Tail:
         headers = message.headers
         if is_record(headers):
-            return tail_of(headers)
+            return tail_of(message.data, headers)
         info = shmlog.chunk_info(message.data)
         if info.log_id != self._log_id:
             raise shmlog.SourceDivergedError(info.end_lsn, f"{self.subject} holds the log {info.log_id}")
