@@ -13,6 +13,7 @@ from support.shipping import SMALL, fill
 
 import shmlog
 from shmlog.cli.main import main
+from shmlog.integrations import ship
 from shmlog.integrations.repeating import EngineError
 from shmlog.integrations.ship import Shipper, Tail
 
@@ -122,10 +123,11 @@ def test_without_a_limit_nothing_is_let_go_of_however_far_the_engine_is_behind(l
 
 
 def test_beyond_its_limit_a_shipper_lets_go_and_says_so(
-    log: shmlog.Log, caplog: pytest.LogCaptureFixture
+    log: shmlog.Log, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ship, "COMMIT_S", 0.0)
     sink = Memory()
-    with Shipper(log, sink, max_held_bytes=200_000) as shipper:
+    with Shipper(log, sink, max_held_bytes=200_000, chunk_bytes=20_000) as shipper:
         shipper.run(once=True)
         sink.down = "away"
         while log.committed_lsn < 600_000:
@@ -137,6 +139,9 @@ def test_beyond_its_limit_a_shipper_lets_go_and_says_so(
         assert cursor.lsn == released and log.committed_lsn - released <= 200_000
         assert f"let go of below LSN {released}" in caplog.text
         sink.down = ""
+        shipper.step()
+        assert shipper.statistics.position_lsn < released
+        assert [c.lsn for c in log.cursors()] == [released], "it is not held again"
         shipper.run(once=True)  # nothing was trimmed, so nothing is missing
         assert sum(shmlog.chunk_info(chunk).records for chunk in sink.chunks) == sum(
             map(len, log.read_batches())
