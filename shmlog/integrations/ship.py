@@ -12,7 +12,7 @@ Invariants
   I13  Every write is conditional on the position that it continues.
   I14  A chunk begins where the one before it ends. What lies between two records and is none (PAD, FILL,
       other tags) belongs to the chunk before it.
-  I15  The cursor never passes what the engine has acknowledged.
+  I15  The cursor never passes what the engine has acknowledged, unless max_held_bytes asks for that.
   I16  At every start, and after every error, the last record that the engine holds must still be in the
       log, by its LSN and its frame's checksum.
 
