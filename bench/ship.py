@@ -314,6 +314,31 @@ def _lag(server: Server, path: Path, seconds: float) -> dict[str, float]:
                 shipper.run(each=each)
             finally:
                 writer.join()
+    return _percentiles(ages, seconds)
+
+
+def _durable_lag(path: Path, seconds: float) -> dict[str, float]:
+    """How old they are when they are durable: no shipper can have them sooner."""
+    import shmlog
+
+    ages: list[np.ndarray[Any, Any]] = []
+    with shmlog.open(path, create=True, sync_interval=SYNC_INTERVAL_S) as log:
+        at = log.append(b"first", durable=True) + 64
+        writer = multiprocessing.get_context("spawn").Process(target=_write_paced, args=(str(path), seconds))
+        writer.start()
+        try:
+            while writer.is_alive():
+                time.sleep(0.001)
+                durable, now = log.durable_lsn, time.time_ns()
+                if durable > at:
+                    ages.extend(now - batch.time_ns for batch in log.read_batches(at, durable))
+                    at = durable
+        finally:
+            writer.join()
+    return _percentiles(ages, seconds)
+
+
+def _percentiles(ages: list[np.ndarray[Any, Any]], seconds: float) -> dict[str, float]:
     found = np.concatenate(ages) / 1e6
     return {
         "records_per_s": len(found) / seconds,
@@ -423,7 +448,12 @@ def heats(options: Options) -> Iterator[Heat]:
         lag_s, idle_s = (0.3, 0.3) if options.toy else (LAG_S, IDLE_S)
         yield Heat(
             title=f"lag at {PACE_RECORDS_PER_S} records/s, synced every {SYNC_INTERVAL_S * 1e3:g} ms",
-            contenders=[Contender("shmlog ship", lambda where: Outcome(_lag(server, where / "log", lag_s)))],
+            contenders=[
+                Contender(
+                    "durable", lambda where: Outcome(_durable_lag(where / "log", lag_s)), "not shipped"
+                ),
+                Contender("shmlog ship", lambda where: Outcome(_lag(server, where / "log", lag_s))),
+            ],
             columns=("records_per_s", "p50_ms", "p99_ms", "max_ms"),
             compare="p99_ms",
             parameters={"records_per_s": PACE_RECORDS_PER_S, "sync_interval_s": SYNC_INTERVAL_S},
