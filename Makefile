@@ -12,14 +12,17 @@ NATIVE := $(wildcard shmlog/native/*/*.[ch])
 CFLAGS_CHECK := -std=gnu11 -O2 -Wall -Wextra -Wconversion -Werror -Wno-missing-field-initializers -c -o /dev/null
 COMPILERS := $(foreach compiler,gcc clang,$(shell command -v $(compiler)))
 
-.PHONY: help demo test check crash native bench fix build wheels docs clean
+.PHONY: help demo demo-cluster test check crash native bench fix build wheels docs clean
 .DEFAULT_GOAL := help
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: .venv/.has-demo ## run the demonstration: 336,776 real departures, a killed worker, a checked result
 	$(BIN)/python docs/demo/demo.py $(ARGS)
+
+demo-cluster: .venv/.has-demo .venv/.has-engines ## ship the same departures to three servers, and kill a shipper and the leader
+	$(BIN)/python docs/demo/cluster.py $(ARGS)
 
 test: .venv/.has-test ## run the tests, but for the long torture runs
 	$(BIN)/python -m pytest -m "not crash" -n 2 --dist loadfile $(ARGS)

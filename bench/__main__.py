@@ -20,7 +20,7 @@ from bench.kit.report import write_report
 
 WORKLOADS = [
     *("append", "durable", "tail", "read", "recovery", "roll", "first", "idle", "growth", "sync_bytes"),
-    "tasks",
+    *("tasks", "ship"),
 ]
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from shmlog.handle.log import Log, open
     from shmlog.handle.readonly import ReadonlyLog, open_readonly
     from shmlog.handle.watch import Watch
+    from shmlog.integrations.archived import open_archive, splits
     from shmlog.memory.metrics import Metric, Sample
     from shmlog.memory.statistics import Blocker, CursorPlace, Statistics, WriterRate
     from shmlog.records.batch import Record, RecordBatch
-    from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk
+    from shmlog.records.chunk import ChunkInfo, chunk_info, decode_chunk, encode_chunk, join_frames
     from shmlog.records.scan import ArrowScan, Scan
     from shmlog.records.sealed import SealedSegment, decode_segment
     from shmlog.tools.assemble import Assembled, assemble
@@ -56,6 +57,7 @@ _HOMES = {
     "handle.log": "Log open",
     "handle.readonly": "ReadonlyLog open_readonly",
     "handle.watch": "Watch",
+    "integrations.archived": "open_archive splits",
     "records.sealed": "SealedSegment decode_segment",
     "tools.assemble": "Assembled assemble",
     "tools.backup": "BackupReport backup",
@@ -66,7 +68,7 @@ _HOMES = {
     "memory.metrics": "Metric Sample",
     "memory.statistics": "Blocker CursorPlace Statistics WriterRate",
     "records.batch": "Record RecordBatch",
-    "records.chunk": "ChunkInfo chunk_info decode_chunk encode_chunk",
+    "records.chunk": "ChunkInfo chunk_info decode_chunk encode_chunk join_frames",
     "records.scan": "ArrowScan Scan",
     "disk.recovery": "Recovery",
     "tools.verify": "VerifyReport verify",
@@ -120,10 +122,13 @@ __all__ = [
     "decode_chunk",
     "decode_segment",
     "encode_chunk",
+    "join_frames",
     "open",
+    "open_archive",
     "open_readonly",
     "recover",
     "repair",
+    "splits",
     "verify",
 ]
 

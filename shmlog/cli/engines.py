@@ -21,7 +21,7 @@ from shmlog.errors import CorruptionError, FencedError
 if TYPE_CHECKING:
     from shmlog.integrations.archived import ArchivedLog
     from shmlog.integrations.configuration import Target
-    from shmlog.integrations.ship import Shipper, Sink
+    from shmlog.integrations.ship import RecordSink, Shipper, Sink
 
 FENCED = 3
 """Exit status: another shipper has taken over, and this one must not be started again by itself."""
@@ -60,16 +60,20 @@ def extra(name: str) -> Iterator[None]:
         raise ValueError(f"{error.name} is not installed: pip install 'shmlog[{name}]'") from None
 
 
-def _sink(chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]) -> Sink:
+def _sink(
+    chosen: argparse.Namespace, target: Target, log_id: str, tables: dict[str, Any]
+) -> Sink | RecordSink:
+    """The place that a URL names, in the form that was asked for; None is the engine's own."""
     options = dict(target.options)
     settings = tables.get(target.scheme, {})
     if target.scheme == "nats":
         with extra("nats"):
-            from shmlog.integrations.nats import REPLICAS, NatsSink
+            from shmlog.integrations.nats import REPLICAS, NatsRecordSink, NatsSink
         replicas = options.pop("replicas", str(REPLICAS))
         if options or not replicas.isdigit():
             chosen.refuse("argument URL: the only option is replicas=N")
-        return NatsSink(target.hosts, target.place, log_id, replicas=int(replicas), settings=settings)
+        place = NatsRecordSink if chosen.form == "records" else NatsSink
+        return place(target.hosts, target.place, log_id, replicas=int(replicas), settings=settings)
     if target.scheme == "valkey":
         with extra("valkey"):
             from shmlog.integrations.valkey import ValkeySink
@@ -155,7 +159,14 @@ def ship(chosen: argparse.Namespace) -> int:
         log = held.enter_context(shmlog.open(chosen.directory))
         sink = _sink(chosen, target, log.log_id, tables)
         try:
-            shipper = Shipper(log, sink, name=chosen.name, tags=chosen.tag, chunk_bytes=chosen.chunk_bytes)
+            shipper = Shipper(
+                log,
+                sink,
+                name=chosen.name,
+                tags=chosen.tag,
+                chunk_bytes=chosen.chunk_bytes,
+                max_held_bytes=chosen.max_held_bytes,
+            )
         except BaseException:
             sink.close()
             raise

@@ -190,6 +190,12 @@ def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--tag", type=words.tags, metavar="TAGS", help="only these: 3, 3,5 or 10-19")
     sub.add_argument("--config", metavar="FILE", help="TOML: settings for the engine's library")
+    sub.add_argument(
+        "--max-held-bytes",
+        type=words.size,
+        metavar="SIZE",
+        help="stop keeping for the engine what is more behind than this (default: never)",
+    )
     sub.add_argument("--once", action="store_true", help="end when what is there now is shipped")
 
     sub = verb("archive", engines.archive, "Put sealed segments into an object store, as they come.")

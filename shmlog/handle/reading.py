@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, overload
 
-from shmlog.disk import cursors, settings
+from shmlog.disk import cursors, reports, settings
 from shmlog.disk.directory import Directory
 from shmlog.errors import CorruptionError, FormatError, TrimmedError
 from shmlog.format.geometry import LSN_MAX
@@ -273,7 +273,9 @@ class Reading:
                 place = cursors.look(path, self._directory.identity.seed, self._directory.owner)
                 if place is not None:
                     holder = min(cursors.holders(path), default=None)
-                    found.append(CursorPlace(name, place.lsn, max(0, committed - place.lsn), holder))
+                    report = reports.look(self._directory, name)
+                    lag_bytes = max(0, committed - place.lsn)
+                    found.append(CursorPlace(name, place.lsn, lag_bytes, holder, report))
         return tuple(found)
 
     def _retention(self) -> Retention | None:

@@ -138,8 +138,7 @@ class Archiver(Repeating):
 
     def _put_equal(self, path: str, data: bytes | bytearray, lsn: int) -> None:
         created = self._store.create(path, data)
-        found = self._store.get(path)
-        if found == data:
+        if self._store.holds(path, data):
             return
         if created:
             raise EngineError(f"store: {path} was put, and what was read back is not it")

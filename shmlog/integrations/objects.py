@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import obstore
+try:
+    import obstore
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "obstore is not installed: pip install 'shmlog[archive]'", name="obstore"
+    ) from None
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
@@ -69,8 +74,9 @@ class Store:
 
     def __init__(self, url: str, settings: Mapping[str, Any] | None = None) -> None:
         """settings: for obstore.store.from_url(), by its names."""
-        self.url = url
+        self.url, self.settings = url, dict(settings or {})
         parts = urlsplit(url)
+        self._synced: set[Path] = set()
         self._root = Path(unquote(parts.path)) if parts.scheme == "file" else None
         more = {"mkdir": True} if self._root is not None else {}
         with _engine():
@@ -91,8 +97,10 @@ class Store:
     def _sync(self, path: Path) -> None:
         """A directory that is a store keeps what it is given when the power fails only if it is told."""
         for part in (path, *path.parents):
-            if self._root is None or part == self._root.parent:
+            if self._root is None or part == self._root.parent or part in self._synced:
                 break
+            if part not in (path, path.parent):
+                self._synced.add(part)  # what is in it does not change any more
             fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
@@ -104,6 +112,14 @@ class Store:
         try:
             with _engine():
                 return bytes(obstore.get(self._store, path).bytes())
+        except FileNotFoundError:
+            return None
+
+    def holds(self, path: str, data: bytes | bytearray) -> bool | None:
+        """Whether an object's bytes are these, or None if it is not there; without a copy of them."""
+        try:
+            with _engine():
+                return bool(obstore.get(self._store, path).bytes() == data)
         except FileNotFoundError:
             return None
 

@@ -78,7 +78,31 @@ def metrics(now: Statistics) -> tuple[Metric, ...]:
             tuple(Sample({"cursor": place.name}, float(place.lag_bytes)) for place in now.cursors),
             "bytes",
         ),
+        *_shippers(now),
     )
+
+
+def _shippers(now: Statistics) -> list[Metric]:
+    """Of those cursors whose shipper says something."""
+    known: list[tuple[str, Literal["gauge", "counter"], str, str]] = [
+        ("lag_bytes", "gauge", "How far the engine is behind the committed watermark.", "bytes"),
+        ("lag_records", "gauge", "The records that it does not have yet.", ""),
+        ("lag_seconds", "gauge", "The age of the oldest of them.", "seconds"),
+        ("retries", "counter", "Errors of the engine.", ""),
+        ("resyncs", "counter", "Positions that were asked for anew.", ""),
+        ("failing", "gauge", "Whether the last attempt was an error.", ""),
+        ("time_ns", "gauge", "When the shipper last said so, since 1970.", "seconds"),
+    ]
+    found = []
+    for field, kind, text, unit in known:
+        name = "reported_seconds" if field == "time_ns" else field
+        samples = tuple(
+            Sample({"cursor": place.name}, float(place.shipper[field]) / (1e9 if field == "time_ns" else 1))
+            for place in now.cursors
+            if place.shipper is not None
+        )
+        found.append(Metric(f"shmlog_shipper_{name}", kind, text, samples, unit))
+    return found
 
 
 def _sync_seconds(now: Statistics) -> Metric:

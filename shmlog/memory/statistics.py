@@ -47,6 +47,9 @@ class CursorPlace(NamedTuple):
     """of the log, frames and all"""
     pid: int | None
     """of the process that has it open, as far as that can be seen"""
+    shipper: dict[str, Any] | None = None
+    """what a shipper whose cursor it is said last: time_ns, position_lsn, lag_bytes, lag_records,
+    lag_seconds, retries, resyncs, failing, last_error"""
 
 
 class WriterRate(NamedTuple):

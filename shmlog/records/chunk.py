@@ -64,7 +64,15 @@ def encode_chunk(batch: RecordBatch, log_id: str, begin_lsn: int, end_lsn: int) 
     last = batch[-1].next_lsn if len(batch) else begin_lsn
     if not 0 <= begin_lsn <= first <= last <= end_lsn <= LSN_MAX:
         raise ValueError(f"records from LSN {first} to {last} are not in [{begin_lsn}, {end_lsn})")
-    frames = batch.frames()
+    chunk = join_frames(batch.frames(), len(batch), log_id, begin_lsn, end_lsn)
+    batch.check_memory()
+    return chunk
+
+
+def join_frames(
+    frames: bytes | bytearray | memoryview, records: int, log_id: str, begin_lsn: int, end_lsn: int
+) -> bytes:
+    """A chunk of frames that somebody has as bytes, one after the other; decode_chunk() checks them."""
     prefix = CHUNK_PREFIX.pack(
         CHUNK_MAGIC,
         CHUNK_VERSION,
@@ -72,11 +80,9 @@ def encode_chunk(batch: RecordBatch, log_id: str, begin_lsn: int, end_lsn: int) 
         uuid.UUID(log_id).bytes,
         begin_lsn,
         end_lsn,
-        len(batch),
+        records,
     )
-    chunk = b"".join((prefix, _SUM.pack(crc32c(prefix)), frames))
-    batch.check_memory()
-    return chunk
+    return b"".join((prefix, _SUM.pack(crc32c(prefix)), frames))
 
 
 def chunk_info(data: bytes | bytearray | memoryview) -> ChunkInfo:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmlog.disk import cursors, directory, failure, segment, settings
+from shmlog.disk import cursors, directory, failure, reports, segment, settings
 from shmlog.disk.directory import Directory
 from shmlog.disk.recovery import inspect
 from shmlog.disk.segments import list_segments, newest_mark, segment_path
@@ -342,7 +342,24 @@ def _cursors(where: Directory) -> Checks:
             continue
         holders = ", ".join(map(users.describe, cursors.holders(path)))
         text = f"{name}: {'not placed yet' if place is None else f'at LSN {place.lsn}'}"
-        yield Check("cursor", OK, text + (f", open in {holders}" if holders else ""))
+        text += f", open in {holders}" if holders else ""
+        report = reports.look(where, name)
+        if report is not None and report["failing"]:
+            advice = "see to the engine; until then the log keeps what is not shipped"
+            yield Check("cursor", WARNING, f"{text}: shipping fails: {report['last_error']}", advice)
+            continue
+        view = view_of(where, files.boot_id()) if place is not None else None
+        held = (
+            max(0, view.load(CB.COMMITTED_LSN) - place.lsn) if view is not None and place is not None else 0
+        )
+        room = os.statvfs(where.path)
+        free = room.f_bavail * room.f_frsize
+        if held > free:
+            advice = "read on or ship, make room, or remove the cursor: what it needs is then given up"
+            text += f", holds {_size(held)}, and {_size(free)} are free"
+            yield Check("cursor", WARNING, text, advice)
+        else:
+            yield Check("cursor", OK, text)
 
 
 def _leftovers(_: Directory) -> Checks:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 from typing import Any
 
-from shmlog.disk import directory
+from shmlog.disk import cursors, directory, reports
 from shmlog.disk.failure import Failure
 from shmlog.disk.recovery import inspect
 from shmlog.disk.segments import list_segments, segment_path
@@ -43,6 +44,7 @@ def describe(path: str) -> dict[str, Any]:
         "segments": len(segments),
         "disk_bytes": blocks * 512,
     }
+    facts |= _shippers(where)
     view = view_of(where, files.boot_id())
     if view is None:
         return facts | _dead(where)
@@ -91,7 +93,28 @@ def _dead(where: directory.Directory) -> dict[str, Any]:
     }
 
 
+def _shippers(where: directory.Directory) -> dict[str, Any]:
+    """What those who ship the log said last, by the names of their cursors."""
+    found = {name: reports.look(where, name) for name, _ in cursors.paths(where)}
+    said = {name: report for name, report in found.items() if report is not None}
+    return {"shippers": said} if said else {}
+
+
+def _shipper_text(report: dict[str, Any]) -> str:
+    text = (
+        f"at LSN {report['position_lsn']}, {report['lag_records']} records ({report['lag_bytes']} bytes,"
+        f" {report['lag_seconds']:.1f} s) behind, {report['retries']} errors, {report['resyncs']} resyncs"
+    )
+    age_s = max(0.0, (time.time_ns() - report["time_ns"]) / 1e9)
+    return f"{text}, {age_s:.0f} s ago" + (
+        f"; last error: {report['last_error']}" * bool(report["last_error"])
+    )
+
+
 def text(facts: dict[str, Any]) -> str:
     """For people: one fact a line."""
-    width = max(len(key) for key in facts)
-    return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in facts.items())
+    shippers = facts.get("shippers") or {}
+    lines = {key: value for key, value in facts.items() if key != "shippers"}
+    lines |= {f"shipper {name}": _shipper_text(report) for name, report in shippers.items()}
+    width = max(len(key) for key in lines)
+    return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in lines.items())

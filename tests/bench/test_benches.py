@@ -27,6 +27,7 @@ WORKLOADS = (
     "growth",
     "sync_bytes",
     "tasks",
+    "ship",
 )
 
 

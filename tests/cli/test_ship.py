@@ -66,6 +66,23 @@ def test_ship_once_ships_what_is_there_and_says_how_far(server: servers.Server, 
     assert "shipped 0 records" in run(log.path, url, "--once").stdout
 
 
+def test_ship_ships_a_message_a_record_if_it_is_asked_to(server: servers.Server, log: shmlog.Log) -> None:
+    stream = f"CLI-{log.log_id}"
+    count = sum(map(len, log.read_batches()))
+    facts = json.loads(
+        run(log.path, f"nats://{server.address}/{stream}?replicas=1", "--once", "--records", "--json").stdout
+    )
+    assert (facts["records"], facts["lag_records"]) == (count, 0)
+    about = servers.request(server, f"$JS.API.STREAM.INFO.{stream}")
+    assert about["state"]["messages"] == count  # type: ignore[index]
+    with NatsReader([server.address], stream, log.log_id) as found:
+        assert_shipped(log, found.batches())
+    for wrong in (["valkey://host/x", "--records"], ["nats://host/x", "--records", "--chunks"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["ship", log.path, *wrong, "--once"])
+        assert ended.value.code == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ship_goes_on_until_it_is_told_to_end(server: servers.Server, log: shmlog.Log, number: int) -> None:
     url = f"nats://{server.address}/CLI-{log.log_id}?replicas=1"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import objects
 from support.shipping import SMALL, fill, records
@@ -113,6 +119,10 @@ class _Dying(Store):
     def get(self, path: str) -> bytes | None:
         self._step()
         return super().get(path)
+
+    def holds(self, path: str, data: bytes | bytearray) -> bool | None:
+        self._step()
+        return super().holds(path, data)
 
 
 def _archive(path: str, url: str, die_at: int) -> None:
@@ -290,3 +300,77 @@ def test_of_several_archived_logs_one_must_be_named(url: str, tmp_path: Path) ->
         open_archive(url)
     with open_archive(url, ids[1]) as found:
         assert found.log_id == ids[1] and found.committed_lsn
+
+
+def _lsns(part: Any) -> list[int]:
+    return [lsn for batch in part for lsn in batch.lsn.tolist()]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_the_parts_of_an_archive_are_all_of_it_wherever_they_arrive(
+    log: shmlog.Log, s3: tuple[str, dict[str, Any]], count: int
+) -> None:
+    done = archive(log, Store(*s3))
+    end = done.position_lsn
+    more = {"log_id": log.log_id, "settings": s3[1]}
+    lsns = [lsn for lsn in _lsns(log.read_batches()) if lsn < end]
+    for begin, stop, tags in ((None, None, None), (lsns[7], end - 32, {1}), (lsns[-3], end, None)):
+        parts = shmlog.splits(s3[0], count, start=begin, stop=stop, tags=tags, **more)
+        assert len(parts) <= min(count, done.statistics.segments)
+        assert all(one.stop == two.start for one, two in itertools.pairwise(parts))
+        with get_context("spawn").Pool(1) if count == 2 else contextlib.nullcontext() as pool:
+            found = pool.map(_lsns, parts) if pool else [_lsns(part) for part in parts]
+        wanted = log.read_batches(tag=tags)
+        expected = [lsn for lsn in _lsns(wanted) if (begin or 0) <= lsn < (end if stop is None else stop)]
+        assert list(itertools.chain(*found)) == expected
+
+
+def test_each_part_fetches_its_own_segments_and_nothing_else(
+    log: shmlog.Log, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(log, Store(url))
+    parts = shmlog.splits(url, 3)
+    fetched: list[str] = []
+    get = Store.get
+
+    def counted(store: Store, path: str) -> bytes | None:
+        fetched.append(path)
+        return get(store, path)
+
+    monkeypatch.setattr(Store, "get", counted)
+    for part in parts:
+        assert _lsns(part) == _lsns(part), "it can be read again"
+    assert all(name.endswith(".seg") for name in fetched)
+    assert len(set(fetched)) * 2 == len(fetched)
+
+
+def test_an_archive_is_arrow_with_and_without_a_dtype(log_path: Path, url: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    row = np.dtype([("number", "<u4"), ("name", "S3")])
+    with shmlog.open(log_path, create=True, **SMALL) as log:
+        for begin in range(0, 6000, 1000):
+            rows = np.zeros(1000, row)
+            rows["number"], rows["name"] = np.arange(begin, begin + 1000), b"abc"
+            log.append_array(rows, tag=1)
+        archive(log, Store(url))
+    with shmlog.open_archive(url) as found:
+        scan = found.scan(tags=1)
+        count = sum(map(len, found.read_batches()))
+        assert found.scan(found.seek_time(0)).start == 0
+        with pytest.raises(shmlog.TrimmedError):
+            found.scan(-32)
+    columns = pyarrow.table(pickle.loads(pickle.dumps(scan)).arrow(row))
+    assert columns["number"].to_pylist() == list(range(count)) and columns["name"][0].as_py() == b"abc"
+    assert pyarrow.table(scan)["data"][5].as_py() == pyarrow.table(scan)["data"].to_pylist()[5]
+    assert pyarrow.table(scan)["lsn"].to_pylist() == _lsns(scan)
+    with shmlog.open_archive(url) as found:
+        nothing = pyarrow.table(found.scan(0, 0).arrow(row))
+    assert (nothing.num_rows, nothing.column_names[-1]) == (0, "name")
+    with pytest.raises(TypeError, match="structured"):
+        scan.arrow("u4")
+
+
+def test_what_the_archive_needs_is_named_where_it_is_not_installed() -> None:
+    program = "import sys; sys.modules['obstore'] = None; import shmlog; shmlog.open_archive"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'shmlog[archive]'" in done.stderr

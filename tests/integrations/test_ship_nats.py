@@ -188,16 +188,16 @@ def test_of_two_shippers_the_one_that_was_overtaken_is_fenced(
 
 
 class _Unconditional(NatsSink):
-    def _headers(self, chunk: bytes, tail: Tail) -> dict[str, str]:
-        headers = super()._headers(chunk, tail)
-        del headers["Nats-Expected-Last-Subject-Sequence"]
-        return headers
+    chunks_max = 1
+
+    def _condition(self) -> dict[str, str]:
+        return {}
 
 
 class _ByMsgId(_Unconditional):
-    def _headers(self, chunk: bytes, tail: Tail) -> dict[str, str]:
-        headers = super()._headers(chunk, tail)
-        return {**headers, "Nats-Msg-Id": headers["Shmlog-Begin"]}
+    def _chunk(self, chunk: bytes, tail: Tail) -> tuple[bytes, dict[str, str]]:
+        data, headers = super()._chunk(chunk, tail)
+        return data, {**headers, "Nats-Msg-Id": headers["Shmlog-Begin"]}
 
 
 @pytest.mark.holds("I13")
@@ -439,7 +439,7 @@ def test_a_stream_that_lets_messages_go_or_has_too_few_copies_is_refused(
 def test_an_engine_that_is_not_there_is_an_error_to_try_again(
     log: shmlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shmlog.integrations.nats, "CONNECT_S", 0.3)
+    monkeypatch.setattr(shmlog.integrations.jetstream, "CONNECT_S", 0.3)
     (port,) = servers.free_ports(1)
     with Shipper(log, NatsSink([f"127.0.0.1:{port}"], "S", log.log_id, replicas=1)) as shipper:
         log.append(b"x", durable=True)

@@ -108,7 +108,7 @@ def test_a_looker_sees_the_same_of_a_live_log_and_the_rest_of_a_dead_one(log_pat
         log.append(b"one", durable=True)
         with log.cursor("etl") as cursor:
             here, there = log.statistics(), looker.statistics()
-            assert here.cursors == there.cursors == ((cursor.name, 0, log.committed_lsn, os.getpid()),)
+            assert here.cursors == there.cursors == ((cursor.name, 0, log.committed_lsn, os.getpid(), None),)
         assert (there.records, there.committed_lsn, there.flusher_pid) == (1, 64, here.flusher_pid)
         assert [each.pid for each in there.participants] == [each.pid for each in here.participants]
         assert there.to_dict()["cursors"][0]["lag_bytes"] == 64

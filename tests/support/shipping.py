@@ -1,7 +1,7 @@
 """Shipping: a log whose every kind of frame must arrive, sinks with faults, and the comparison.
 
 fill(log)                 records of all sizes, PAD, FILL, atomic batches
-Faulty(sink, die_at=7)    kills its process at the seventh step of a sink
+Faulty(sink, die_at=7)    kills its process at the seventh step of a sink; FaultyGroups, FaultyRecords
 assert_shipped(log, NatsReader(...))
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import shmlog
-from shmlog.integrations.ship import Sink, Tail
+from shmlog.integrations.ship import Tail
 
 SMALL = {"segment_bytes": 64 << 10, "window_bytes": 64 << 10}
 
@@ -51,17 +52,17 @@ class Faulty:
 
     def __init__(
         self,
-        sink: Sink,
+        sink: Any,
         die_at: int | None = None,
         happen: Callable[[int, str], None] | None = None,
     ) -> None:
-        self._sink = sink
+        self._sink: Any = sink
         self._die_at, self._happen = die_at, happen
         self.events = 0
 
     @property
     def chunk_bytes_max(self) -> int:
-        return self._sink.chunk_bytes_max
+        return int(self._sink.chunk_bytes_max)
 
     def _event(self, name: str) -> None:
         self.events += 1
@@ -72,7 +73,7 @@ class Faulty:
 
     def tail(self) -> Tail | None:
         self._event("before tail")
-        found = self._sink.tail()
+        found: Tail | None = self._sink.tail()
         self._event("after tail")
         return found
 
@@ -86,3 +87,29 @@ class Faulty:
 
     def close(self) -> None:
         self._sink.close()
+
+
+class FaultyGroups(Faulty):
+    """The same, for a sink that takes several chunks at once."""
+
+    @property
+    def chunks_max(self) -> int:
+        return int(self._sink.chunks_max)
+
+    def put_chunks(self, chunks: Sequence[tuple[bytes, Tail]]) -> None:
+        self._event("before put")
+        self._sink.put_chunks(chunks)
+        self._event("after put")
+
+
+class FaultyRecords(Faulty):
+    """The same, for a sink that takes records."""
+
+    @property
+    def records_max(self) -> int:
+        return int(self._sink.records_max)
+
+    def put_records(self, records: shmlog.RecordBatch, begin_lsn: int, tail: Tail) -> None:
+        self._event("before put")
+        self._sink.put_records(records, begin_lsn, tail)
+        self._event("after put")

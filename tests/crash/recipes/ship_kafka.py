@@ -205,7 +205,7 @@ def torture(budget: Budget, tally: Tally) -> None:
         brokers.broker(Path(scratch, "kafka")) as broker,
     ):
         least = RUNS if budget.seconds >= RUNS_S else 0
-        while (budget or turn < least) and not tally.violations:
+        while (budget.goes_on(tally) or turn < least) and not tally.violations:
             names = ["a"] if turn % 2 else ["a", "b"]
             kind = "--records" if turn % 4 in (2, 3) else "--chunks"
             path = Path(scratch, f"log{turn}")

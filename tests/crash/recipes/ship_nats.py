@@ -1,17 +1,24 @@
 """Shippers and the leader of a stream on three servers, killed, stopped and overtaken while a log grows.
 
     writer       appends rows as fast as they become durable
-    shippers     one or two `shmlog ship`, killed, stopped and started again at random moments
+    shippers     one or two `shmlog ship`, killed, stopped and started again at random moments; the second
+                 ships a message a record, the first chunks
     servers      three, one of which, mostly the stream's leader, is killed now and then
 
 Then everybody is left in peace, one shipper ships the rest, and what the stream holds is compared with
 the log: every record once, in order, byte for byte.
+
+With little time a run ends when it is over. With much there are at least ten runs, each of 300,000 rows,
+every second one with two shippers:
+
+    make crash TIME=900 ARGS='--only ship_nats'
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +40,9 @@ RECORDS = 300_000
 ROWS = 100
 ROW_BYTES = 100
 STREAM = "TORTURE"
-ONCE_S = 90.0
+ONCE_S = 180.0
+RUNS, RUNS_S = 10, 600.0
+"""So many whole runs, if there is as much time as that."""
 STRIKES = 15
 """At least, also after the writer's end: shippers take a while to begin, and must meet."""
 
@@ -55,7 +64,9 @@ def _write(wire: Wire, path: Path, count: int, seconds: float) -> int:
 
 def _ship(path: Path, cluster: list[servers.Server], name: str, *more: str) -> subprocess.Popen[bytes]:
     url = f"nats://{','.join(server.address for server in cluster)}/{STREAM}"
-    command = [sys.executable, "-m", "shmlog", "ship", str(path), url, "--name", name, "--chunk-bytes", "32K"]
+    form = "--records" if name == "b" else "--chunks"
+    command = [sys.executable, "-m", "shmlog", "ship", str(path), url, "--name", name, form]
+    command += ["--chunk-bytes", "32K"]
     quiet = subprocess.DEVNULL
     return subprocess.Popen([*command, *more], stdin=quiet, stdout=quiet, stderr=subprocess.PIPE)
 
@@ -143,7 +154,8 @@ def _turn(
     from shmlog.integrations.nats import NatsReader
 
     shmlog.open(path, create=True, segment_bytes=1 << 20, window_bytes=1 << 20).close()
-    with Child(_write, path, RECORDS, min(60.0, max(8.0, budget.left_s() * 0.7))) as writer:
+    seconds = RUNS_S if budget.seconds >= RUNS_S else min(60.0, max(8.0, budget.left_s() * 0.7))
+    with Child(_write, path, RECORDS, seconds) as writer:
         writer.hear()
         torment = _Torment(path, cluster, names, tally)
         try:
@@ -154,7 +166,7 @@ def _turn(
                 strikes += 1
         finally:
             torment.end()
-        writer.result()
+        whole = writer.result() >= RECORDS
     last = _ship(path, cluster, "a", "--once")
     _, err = last.communicate(timeout=ONCE_S)
     if last.returncode:
@@ -174,6 +186,9 @@ def _turn(
     tally.figures["records"] = int(tally.figures.get("records", 0)) + expected[0]
     if found == expected:
         tally.survive()
+        kind = f"with {len(names)} shipper{'s' * (len(names) - 1)}"
+        tally.figures[kind] = int(tally.figures.get(kind, 0)) + 1
+        tally.figures["whole runs"] = int(tally.figures.get("whole runs", 0)) + whole
     else:
         tally.violate(f"{len(names)} shippers: {found[0]} records arrived of {expected[0]}, or others")
 
@@ -184,9 +199,12 @@ def torture(budget: Budget, tally: Tally) -> None:
         tempfile.TemporaryDirectory(prefix="shmlog-ship-") as scratch,
         servers.cluster(Path(scratch, "nats")) as cluster,
     ):
-        while budget.goes_on(tally) and not tally.violations:
+        least = RUNS if budget.seconds >= RUNS_S else 0
+        while (budget.goes_on(tally) or turn < least) and not tally.violations:
             names = ["a"] if turn % 2 else ["a", "b"]
-            _turn(Path(scratch, f"log{turn}"), cluster, names, budget.random(turn), budget, tally)
+            path = Path(scratch, f"log{turn}")
+            _turn(path, cluster, names, budget.random(turn), budget, tally)
+            shutil.rmtree(path)
             turn += 1
 
 
