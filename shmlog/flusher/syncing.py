@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from shmlog import _native
 from shmlog.disk import segment
 from shmlog.disk.failure import Failure
 from shmlog.flusher.open_segments import OpenSegments
@@ -175,7 +176,7 @@ class Syncer:
         else:
             ranges = geometry.segment_ranges(durable, target)
             fds = tuple(self._segments.get(first).sync_fd for first, _ in ranges)
-        if not os.fstat(fds[0]).st_nlink:  # S5
+        if not _native.has_name(fds[0]):  # S5
             self.fail(errno.ENOENT)
             return
         error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
