@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from shmlog import _native
 from shmlog.disk import segment
 from shmlog.disk.failure import Failure
 from shmlog.flusher.open_segments import OpenSegments
@@ -42,6 +43,9 @@ from shmlog.system import machine
 
 SPIN_NS = 50_000
 """After a sync that somebody waited for: how long to watch for the next such wait."""
+QUIET_NS, GATHER_NS = 15_000, 100_000
+"""Where several wait at a time: a sync begins once nobody has joined them for so long; at the latest
+after so long, or as long as the last sync took if that is less."""
 PATIENCE_S = 0.0002, 0.01
 """Between looks at a record that is waited for but still being copied: at first, at most."""
 SEGMENTS_MAX = 32
@@ -74,6 +78,8 @@ class Syncer:
         self._retain = retain
         self._sleeps_long = False
         self._suspect_lsn = 0
+        self._ahead: Mark | None = None
+        self._crowd = False
         self._left_half_done = False
         newest = segments.newest_mark()
         self.mark = Mark(
@@ -114,11 +120,15 @@ class Syncer:
         native, control = self._native, self._control
         last_sync = changed_at = time.monotonic()
         patience_s = PATIENCE_S[0]
+        took_s = 0.0  # by the last sync, if somebody waited for it
         self._finish_what_is_half_done()
         while not stop.is_set() and not control.failed:
             if native.load(CB.WANTED_TRIMMED) > control.trimmed_lsn:
                 self.trim(native.load(CB.WANTED_TRIMMED))
             retain_in = self._retain(self.trim)
+            if took_s:
+                self._watch(took_s)
+                took_s = 0.0
             committed, durable = control.committed_lsn, control.durable_lsn
             wanted = native.load(CB.WANTED_DURABLE)
             if wanted > durable:
@@ -129,8 +139,8 @@ class Syncer:
                 self.sync(committed)
                 last_sync = changed_at = time.monotonic()
                 patience_s = PATIENCE_S[0]
-                if wanted > durable:  # who waited is likely to come again
-                    native.spin(CB.WANTED_DURABLE, committed + 1, SPIN_NS)
+                took_s = last_sync - now if wanted > durable else 0.0
+                self._crowd |= native.load(CB.WANTED_DURABLE) > committed
                 continue
             timeout_s = NAP_S
             if wanted > durable:
@@ -146,9 +156,19 @@ class Syncer:
         if control.failed and not control.lost:  # by whomever: the others cannot leave a note
             self._note(control.load(CB.FAILED_ERRNO), control.load(CB.FAILED_LSN))
 
+    def _watch(self, sync_s: float) -> None:
+        """Who waited is likely to come again: watch for that, when all that can be done before the
+        next sync is done.  Where several come, those who were just woken get a moment to share it."""
+        control, native, durable = self._control, self._native, self._control.durable_lsn
+        self._ahead = self._vouching(durable, control.trimmed_lsn)
+        if native.spin(CB.WANTED_DURABLE, durable + 1, SPIN_NS) and self._crowd:
+            most_ns = min(GATHER_NS, int(sync_s * 1e9))
+            self._crowd = native.settle(CB.WANTED_DURABLE, QUIET_NS, most_ns)
+
     def _sleep(self, timeout_s: float, wanted: int, committed: int, durable: int) -> None:
         """Sleep on the sync bell unless something changed since it was looked at (WANTED)."""
         native = self._native
+        self._ahead, self._crowd = None, False
         self._sleeps_long = committed == durable
         native.store(CB.SYNC_SLEEP, SLEEP_IDLE)
         nothing_new = (
@@ -172,7 +192,7 @@ class Syncer:
 
     def _sync_some(self, durable: int, target: int) -> None:
         """One cycle: [durable, target)."""
-        old, geometry = self.mark, self._geometry
+        geometry = self._geometry
         trimmed, _ = self._control.bounds()  # S4
         if durable < self._suspect_lsn:
             try:
@@ -181,13 +201,13 @@ class Syncer:
                 log.error("what a dead flusher left cannot be made durable: %s", problem)
                 self.fail(problem.errno or errno.EIO)
                 return
-        self.mark = Mark(old.epoch, durable, old.sequence + 1, trimmed, False, self._origin())
+        self.mark = self._vouching(durable, trimmed)
         if target <= geometry.segment_end(durable):
             fds: tuple[int, ...] = (self._segments.get(durable).sync_fd,)
         else:
             ranges = geometry.segment_ranges(durable, target)
             fds = tuple(self._segments.get(first).sync_fd for first, _ in ranges)
-        if not os.fstat(fds[0]).st_nlink:  # S5
+        if not _native.has_name(fds[0]):  # S5
             self.fail(errno.ENOENT)
             return
         error = self._native.sync(fds, self.mark.encode(self._log_id), self._mark_offset, target)
@@ -197,6 +217,14 @@ class Syncer:
             self.fail(error)
         else:
             self._segments.close_below(durable)
+
+    def _vouching(self, durable: int, trimmed: int) -> Mark:
+        """The next mark (S2); the one that is in hand if it says just that."""
+        ahead, self._ahead = self._ahead, None
+        sequence = self.mark.sequence + 1
+        if ahead and (ahead.sequence, ahead.durable_lsn, ahead.trimmed_lsn) == (sequence, durable, trimmed):
+            return ahead
+        return Mark(self.mark.epoch, durable, sequence, trimmed, False, self._origin())
 
     def sync_mark(self, clean: bool) -> None:
         """Carry the last mark to disk: then the disk itself vouches for all of it."""

@@ -36,7 +36,7 @@ def test_every_class_of_an_integration_that_the_how_tos_use_is_on_the_api_page()
     text = "".join(page.read_text() for page in (DOCS / "how-to").glob("*.md"))
     used = set(re.findall(r"^\s*from shmlog\.(integrations\.\w+) import (\w+(?:, \w+)*)", text, re.M))
     names = {f"{module}.{name}" for module, found in used for name in found.split(", ")}
-    assert len(names) > 3
+    assert len(names) >= 3
     assert names <= set(listed())
 
 

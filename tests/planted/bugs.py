@@ -163,8 +163,8 @@ WORST = (
         f"{RESTART}a_mark_vouches_only_for_what_an_earlier_sync_made_durable",
         (
             "flusher/syncing.py",
-            "        self.mark = Mark(old.epoch, durable, old.sequence + 1,",
-            "        self.mark = Mark(old.epoch, target, old.sequence + 1,",
+            "        self.mark = self._vouching(durable, trimmed)\n",
+            "        self.mark = self._vouching(target, trimmed)\n",
         ),
     ),
     bug(

@@ -105,6 +105,22 @@ static inline int word_spin(shared_u64 *word, uint64_t target, uint64_t ns) {
     return 0;
 }
 
+/* Watch a word until it has not changed for quiet_ns, at most for most_ns; whether it changed. */
+static inline int word_settle(shared_u64 *word, uint64_t quiet_ns, uint64_t most_ns) {
+    uint64_t now = monotonic_ns(), until = now + most_ns, changed = now;
+    uint64_t first = atomic_load(word), seen = first;
+    while (now < until && now - changed < quiet_ns) {
+        for (int i = 0; i < 32; i++)
+            cpu_relax();
+        sched_yield();
+        now = monotonic_ns();
+        uint64_t value = atomic_load(word);
+        if (value != seen)
+            seen = value, changed = now;
+    }
+    return seen != first;
+}
+
 /* As word_spin, for the bit of one granule. */
 static inline int bit_spin(const bitmap_t *b, uint64_t granule, uint64_t ns) {
     uint64_t until = monotonic_ns() + ns;
@@ -122,14 +138,15 @@ static inline int bit_spin(const bitmap_t *b, uint64_t granule, uint64_t ns) {
 /* One slice of a wait.  RING: the flusher's loop sleeps; ring its bell, then wait on
  * with ring = 0.  Spins first only if others wait too: a crowd is spared its wake-ups,
  * but one caller alone, running on while its pages are written, makes the flusher
- * interrupt its core to write-protect them. */
+ * interrupt its core to write-protect them.  Who has rung has raised what is wanted by
+ * itself: then only what lies above it is somebody else's. */
 static inline enum wait_end word_wait(uint8_t *control, uint64_t watermark, uint64_t wanted,
                                       uint64_t sleep_word, uint64_t target, int ring, uint64_t spin_ns,
                                       uint64_t slice_ns) {
     shared_u64 *word = word_at(control, watermark);
     if (atomic_load(word) >= target)
         return WAIT_REACHED;
-    int company = atomic_load(word_at(control, wanted)) > atomic_load(word);
+    int company = atomic_load(word_at(control, wanted)) > (ring ? atomic_load(word) : target);
     raise_to(word_at(control, wanted), target);
     if (ring && atomic_load(word_at(control, sleep_word)) != SLEEP_AWAKE)
         return WAIT_RING;

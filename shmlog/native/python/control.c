@@ -184,6 +184,20 @@ static PyObject *Control_spin(ControlObject *self, PyObject *args) {
     return PyBool_FromLong(reached);
 }
 
+static PyObject *Control_settle(ControlObject *self, PyObject *args) {
+    unsigned long long offset, quiet_ns, most_ns;
+    if (!PyArg_ParseTuple(args, "KKK", &offset, &quiet_ns, &most_ns))
+        return NULL;
+    shared_u64 *word = control_word(self, offset);
+    if (!word)
+        return NULL;
+    int changed;
+    Py_BEGIN_ALLOW_THREADS
+    changed = word_settle(word, quiet_ns, most_ns);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(changed);
+}
+
 static PyObject *Control_watch(ControlObject *self, PyObject *args) {
     unsigned long long lsn, ns;
     if (!PyArg_ParseTuple(args, "KK", &lsn, &ns))
@@ -280,6 +294,9 @@ static PyMethodDef Control_methods[] = {
     {"spin", (PyCFunction)Control_spin, METH_VARARGS,
      "spin(offset, target, ns)\n--\n\n"
      "Watch a word until it is at least target or ns have passed; whether it is."},
+    {"settle", (PyCFunction)Control_settle, METH_VARARGS,
+     "settle(offset, quiet_ns, most_ns)\n--\n\n"
+     "Watch a word until it has not changed for quiet_ns, at most for most_ns; whether it changed."},
     {NULL, NULL, 0, NULL}};
 static PyGetSetDef Control_getset[] = {
     {"faulted", (getter)Control_faulted, NULL, "Whether an access to the block ever failed.", NULL},
