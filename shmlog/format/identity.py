@@ -10,8 +10,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from crc32c import crc32c
-
+from shmlog._native import crc32c
 from shmlog.errors import FormatError
 from shmlog.format.geometry import Geometry
 from shmlog.format.layout import FORMAT_VERSION

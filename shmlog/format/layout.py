@@ -10,10 +10,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from crc32c import crc32c
-
 from shmlog import _native
-from shmlog._native import LAYOUT
+from shmlog._native import LAYOUT, crc32c
 
 FORMAT_VERSION: Final = 2
 NO_LSN: Final = 2**64 - 1

@@ -18,8 +18,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Final
 
-from crc32c import crc32c
-
+from shmlog._native import crc32c
 from shmlog.errors import FormatError
 from shmlog.format.geometry import LSN_MAX
 from shmlog.format.layout import FORMAT_VERSION, GRANULE_BYTES, SEGMENT_HEADER_BYTES

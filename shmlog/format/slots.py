@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from crc32c import crc32c
+from shmlog._native import crc32c
 
 CHECKSUM: Final = struct.Struct("<I")
 

@@ -3,9 +3,8 @@
     /dev/shm/shmlog-0123456789abcdef      the block
     /dev/shm/sem.shmlog-...-c, -s         its doorbells (bells)
 
-The standard library registers every attach with a resource tracker that may unlink the
-block when an attacher exits, and checks nothing of what it attaches to: both are seen to
-here, and nowhere else.
+The standard library's SharedMemory has a resource tracker unlink the block when an attacher
+exits, checks nothing of what it attaches to, and takes megabytes of modules: it is not used.
 
 Invariants
   M1  The block has real memory behind every page before anyone stores to it: a full
@@ -23,11 +22,9 @@ from __future__ import annotations
 import _posixshmem
 import contextlib
 import errno
+import mmap
 import os
 import stat
-import sys
-import types
-from multiprocessing import shared_memory
 
 from shmlog import _native
 from shmlog.errors import AttachError
@@ -38,26 +35,16 @@ class StaleBlockError(AttachError):
     """The block is of another boot, build or geometry; it may go if nobody lives."""
 
 
-def _initialize(block: shared_memory.SharedMemory, name: str, create: bool, size: int) -> None:
-    """SharedMemory.__init__ without Python's resource tracker, which would remove the
-    block when the first process that attached exits."""
-    if sys.version_info >= (3, 13):
-        shared_memory.SharedMemory.__init__(block, name, create, size, track=False)
-    else:  # the same code, to which `resource_tracker` is something else: nothing global is touched
-        original = shared_memory.SharedMemory.__init__
-        untracked = types.SimpleNamespace(register=lambda *_: None)
-        names = {**vars(shared_memory), "resource_tracker": untracked}
-        types.FunctionType(original.__code__, names, argdefs=original.__defaults__)(block, name, create, size)
-
-
-class Block(shared_memory.SharedMemory):
-    """Lives as long as its buffer is used: nothing is closed behind a view's back."""
-
-    _fd: int
+class Block:
+    """The block, mapped: its buffer is there for as long as anybody has a view of it."""
 
     def __init__(self, name: str, create: bool, size: int) -> None:
+        flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
+        self._fd = _posixshmem.shm_open("/" + name, flags, mode=0o600)
         try:
-            _initialize(self, name, create, size)
+            if create:
+                os.ftruncate(self._fd, size)
+            self.buf = memoryview(mmap.mmap(self._fd, os.fstat(self._fd).st_size))
         except BaseException:
             self.close_descriptor()
             raise
@@ -67,12 +54,6 @@ class Block(shared_memory.SharedMemory):
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def unlink(self) -> None:
-        """Nothing: the base class calls this when it cannot map a block, others' too."""
-
-    def __del__(self) -> None:
-        pass
 
 
 def block_name(log_id: bytes) -> str:

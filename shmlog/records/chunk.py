@@ -25,9 +25,9 @@ import uuid
 from typing import Final, NamedTuple
 
 import numpy as np
-from crc32c import crc32c
 
 from shmlog import _native
+from shmlog._native import crc32c
 from shmlog.errors import CorruptionError, FormatError
 from shmlog.format.geometry import LSN_MAX
 from shmlog.format.layout import FRAME_HEADER_BYTES, GRANULE_BYTES, Problem

@@ -21,9 +21,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
 from shmlog import _native
+from shmlog._native import crc32c
 from shmlog.errors import CorruptionError
 from shmlog.format.geometry import frame_bytes
 from shmlog.format.layout import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, Problem

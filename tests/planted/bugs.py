@@ -58,7 +58,7 @@ FILES_OPEN = """OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | geta
 """
 LONG_SUM = "FRAME_HEADER_BYTES + payload_bytes + GRANULE_BYTES - 1) & ~(uint64_t)("
 SHORT_SUM = "FRAME_HEADER_BYTES + (uint32_t)payload_bytes + GRANULE_BYTES - 1) & ~("
-NO_TRACKER = """        untracked = types.SimpleNamespace(register=lambda *_: None)
+SHM_OPEN = """        self._fd = _posixshmem.shm_open("/" + name, flags, mode=0o600)
 """
 
 WORST = (
@@ -219,12 +219,14 @@ WORST = (
         ),
     ),
     bug(
-        "the resource tracker is left on",
+        "a resource tracker is told of the block",
         "process/test_many_writers.py::test_an_attacher_that_exits_does_not_take_the_control_block_with_it",
         (
             "memory/block.py",
-            NO_TRACKER,
-            "        untracked = shared_memory.resource_tracker\n",
+            SHM_OPEN,
+            SHM_OPEN
+            + "        from multiprocessing import resource_tracker\n"
+            + '        resource_tracker.register("/" + name, "shared_memory")\n',
         ),
     ),
     bug(
