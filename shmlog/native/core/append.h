@@ -14,8 +14,8 @@
  *       (RESERVE), and says HELD before any of its bits is set (HELD).
  *   A3  Everything that can fail (memory, mapping, room, types) has been done
  *       before the CAS.  After it there are only stores.
- *   A5  A checksum is of the bytes that are in the log.  Only of an immutable object it
- *       may be taken before the copy: another thread, or a process that shares the
+ *   A5  A checksum is of the bytes that are in the log.  Only of an immutable object, or of a
+ *       reservation's own memory that nobody has a view of, it may be taken before the copy: another thread, or a process that shares the
  *       caller's buffer, may change anything else in between.
  *
  * A2 (no claim while waiting) and A4 (mapped segments) are the writer's, in writer.h.
@@ -310,8 +310,8 @@ static inline int place_pad(const writer_t *w, const place_t *place, int64_t now
 }
 
 /* Put the payload there as it is now, sum it and write the headers; publish() comes next, or
- * after DISK place_abandon(). */
-static inline int place_seal(const writer_t *w, place_t *place) {
+ * after DISK place_abandon().  `settled`: nobody can change the owner's memory any more (A5). */
+static inline int place_seal(const writer_t *w, place_t *place, int settled) {
     int64_t now = wall_clock_ns();
     int outcome = place_pad(w, place, now);
     frame_t f = {.payload_bytes = (uint32_t)place->payload_bytes,
@@ -323,8 +323,10 @@ static inline int place_seal(const writer_t *w, place_t *place) {
     uint8_t *there = place->at + FRAME_HEADER_BYTES;
     if (place->payload == there)
         frame_seal(place->at, f, crc32c(w->seed, there, place->payload_bytes));
-    else if (outcome == OUTCOME_DONE)
-        outcome = put(w, place->payload, place->at, f, NULL, &place->t);
+    else if (outcome == OUTCOME_DONE) {
+        uint32_t crc = settled ? crc32c(w->seed, place->payload, place->payload_bytes) : 0;
+        outcome = put(w, place->payload, place->at, f, settled ? &crc : NULL, &place->t);
+    }
     return guard_faulted(place->range) ? OUTCOME_FAULT : outcome;
 }
 

@@ -12,11 +12,33 @@ typedef struct {
     PyObject_HEAD
     WriterObject *writer;
     PyObject *mapping; /* keeps place.at alive */
-    uint8_t *memory;   /* of a large payload */
+    memory_t *memory;  /* of a large payload */
     place_t place;
     uint64_t generation;
     _Atomic int done;
+    _Atomic Py_ssize_t views; /* how many of the payload there are */
 } ReservationObject;
+
+/* Memory for a large payload, all zeros: what an earlier reservation of the writer had, if it will do.
+ * To have the kernel make and clear pages for each costs more than the copy into them. */
+static memory_t *take_memory(WriterObject *self, uint64_t bytes) {
+    memory_t *spare = atomic_exchange(&self->spare, NULL);
+    if (spare && spare->bytes >= bytes) {
+        memset(spare->payload, 0, bytes);
+        return spare;
+    }
+    PyMem_RawFree(spare);
+    memory_t *fresh = PyMem_RawCalloc(1, sizeof *fresh + bytes);
+    if (fresh)
+        fresh->bytes = bytes;
+    return fresh;
+}
+
+static void give_memory(WriterObject *self, memory_t *memory) {
+    if (memory->bytes <= SPARE_BYTES_MAX)
+        memory = atomic_exchange(&self->spare, memory);
+    PyMem_RawFree(memory);
+}
 
 static int parse_size(WriterObject *self, PyObject *size, options_t *o, uint64_t *out) {
     if (!PyIndex_Check(size)) {
@@ -46,12 +68,13 @@ PyObject *Writer_reserve(WriterObject *self, PyObject *const *args, Py_ssize_t c
     if (!r)
         return NULL;
     atomic_store(&r->done, 1); /* nothing to give back yet */
-    if (bytes >= LARGE_BYTES && !(r->memory = PyMem_RawCalloc(bytes, 1))) {
+    if (bytes >= LARGE_BYTES && !(r->memory = take_memory(self, bytes))) {
         Py_DECREF(r);
         return PyErr_NoMemory();
     }
+    uint8_t *memory = r->memory ? r->memory->payload : NULL;
     int outcome, failed = begin(self, &r->place.t, &o) != 0;
-    while (!failed && (outcome = place_reserve(&self->w, bytes, o.tag, r->memory, &r->place)) != OUTCOME_DONE)
+    while (!failed && (outcome = place_reserve(&self->w, bytes, o.tag, memory, &r->place)) != OUTCOME_DONE)
         failed = again(self, outcome, &r->place.t, &o) != 0;
     Py_XDECREF(o.deadline);
     if (failed) {
@@ -105,11 +128,12 @@ PyObject *Writer_abandon_own(WriterObject *self, PyObject *unused) {
 
 /* Sum and seal, without the GIL if that takes long. */
 static int reservation_seal(ReservationObject *r) {
+    int settled = atomic_load(&r->views) == 0; /* and no more will be given: it is done */
     if (r->place.payload_bytes < RELEASE_GIL_BYTES)
-        return place_seal(&r->writer->w, &r->place);
+        return place_seal(&r->writer->w, &r->place, settled);
     int outcome;
     Py_BEGIN_ALLOW_THREADS
-    outcome = place_seal(&r->writer->w, &r->place);
+    outcome = place_seal(&r->writer->w, &r->place, settled);
     Py_END_ALLOW_THREADS
     return outcome;
 }
@@ -177,12 +201,23 @@ static PyObject *Reservation_exit(ReservationObject *self, PyObject *args) {
 }
 
 static int Reservation_getbuffer(ReservationObject *self, Py_buffer *view, int flags) {
+    atomic_fetch_add(&self->views, 1); /* before the look: who publishes looks the other way round */
     if (atomic_load(&self->done)) {
+        atomic_fetch_sub(&self->views, 1);
         PyErr_SetString(PyExc_BufferError, "the reservation has been published or aborted");
         return -1;
     }
     const place_t *place = &self->place;
-    return PyBuffer_FillInfo(view, (PyObject *)self, place->payload, (Py_ssize_t)place->payload_bytes, 0, flags);
+    int failed =
+        PyBuffer_FillInfo(view, (PyObject *)self, place->payload, (Py_ssize_t)place->payload_bytes, 0, flags);
+    if (failed)
+        atomic_fetch_sub(&self->views, 1);
+    return failed;
+}
+
+static void Reservation_releasebuffer(ReservationObject *self, Py_buffer *view) {
+    (void)view;
+    atomic_fetch_sub(&self->views, 1);
 }
 
 static PyObject *Reservation_buffer(PyObject *self, void *closure) {
@@ -222,8 +257,11 @@ static void Reservation_dealloc(ReservationObject *self) {
     PyObject_GC_UnTrack(self);
     Reservation_finalize((PyObject *)self);
     Py_XDECREF(self->mapping);
+    if (self->memory && self->writer)
+        give_memory(self->writer, self->memory);
+    else
+        PyMem_RawFree(self->memory);
     Py_XDECREF((PyObject *)self->writer);
-    PyMem_RawFree(self->memory);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }
@@ -259,6 +297,7 @@ static PyType_Slot Reservation_slots[] = {
     {Py_tp_methods, Reservation_methods},
     {Py_tp_getset, Reservation_getset},
     {Py_bf_getbuffer, Reservation_getbuffer},
+    {Py_bf_releasebuffer, Reservation_releasebuffer},
     {0, NULL}};
 static PyType_Spec Reservation_spec = {
     .name = "shmlog.Reservation",
