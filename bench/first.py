@@ -7,6 +7,7 @@ the opening before it, `durable_us` the wait for the first sync after it.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main
+from bench.kit.harness import Contender, Heat, Options, Outcome
 from bench.kit.records import payload
 from bench.kit.subject import on_log, open_log
 from bench.kit.workers import in_child
@@ -22,7 +23,7 @@ from bench.kit.workers import in_child
 RECORD_BYTES = 128
 SESSIONS = 10
 SESSIONS_TOY = 1
-FIRST_US_MAX = 10_000
+IMPORTS = 5
 COLUMNS = ("first_us", "open_us", "durable_us")
 
 
@@ -42,11 +43,25 @@ def heats(options: Options) -> Iterator[Heat]:
         columns=COLUMNS,
         compare="first_us",
         parameters={"record_bytes": RECORD_BYTES, "sessions": sessions},
-        goals=[
-            Goal(name, at_most=FIRST_US_MAX, of="first_us")
-            for name in ("shmlog, a new log", "shmlog, an old log")
-        ],
     )
+    yield Heat(
+        title="import",
+        contenders=[
+            Contender("import numpy", lambda _: Outcome(_import("import numpy"))),
+            Contender("import shmlog", lambda _: Outcome(_import("import shmlog; shmlog.open"))),
+        ],
+        columns=("import_ms",),
+        compare="import_ms",
+        parameters={"times": IMPORTS},
+    )
+
+
+def _import(statement: str) -> dict[str, float]:
+    """The median time of an import in a Python that has just been started."""
+    timed = f"import time; t = time.perf_counter_ns(); {statement}; print(time.perf_counter_ns() - t)"
+    command = [sys.executable, "-c", timed]
+    times = [int(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(IMPORTS)]
+    return {"import_ms": float(np.median(times)) / 1e6}
 
 
 def _write(path: Path, sessions: int) -> dict[str, float]:
@@ -82,7 +97,3 @@ def _append(directory: Path, sessions: int, new: bool) -> dict[str, float]:
 def _medians(times: list[tuple[int, int, int, int]]) -> dict[str, float]:
     opened, first, durable = np.median(np.diff(times), axis=0) / 1e3
     return {"first_us": float(first), "open_us": float(opened), "durable_us": float(durable)}
-
-
-if __name__ == "__main__":
-    sys.exit(main("first", heats))

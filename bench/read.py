@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, chosen, main, throughput
+from bench.kit.harness import Contender, Heat, Options, Outcome, throughput
 from bench.kit.peer import Job, job_of
 from bench.kit.records import Digest, digest_of, expected_digest, pool
 from bench.kit.subject import fill, on_log, open_log
@@ -108,14 +107,8 @@ WAYS = (
 
 
 def heats(options: Options) -> Iterator[Heat]:
-    for record_bytes in chosen((128,) if options.toy else SIZES, options.sizes):
+    for record_bytes in options.sizes_of(SIZES):
         job = job_of(options, record_bytes, records_max=MAX_BYTES // record_bytes)
-        goals = (
-            Goal("shmlog indexed, checksum off", at_least=20e6, of="records_per_s"),
-            Goal("shmlog indexed, checksum on", at_least=5e6, of="records_per_s"),
-            Goal("shmlog scan to pyarrow", at_least=20e6, of="records_per_s"),
-            Goal("shmlog scan to polars", at_least=15e6, of="records_per_s"),
-        )
         yield Heat(
             title=f"read {record_bytes} B records",
             contenders=[
@@ -126,7 +119,6 @@ def heats(options: Options) -> Iterator[Heat]:
             columns=COLUMNS,
             compare="mb_per_s",
             parameters={"record_bytes": record_bytes, "records": job.records_max},
-            goals=goals if record_bytes == SIZES[0] else (),
         )
     yield as_array(options)
     yield taking(options)
@@ -187,7 +179,6 @@ def taking(options: Options) -> Heat:
         columns=("us_per_take",),
         compare="us_per_take",
         parameters={"record_bytes": SIZES[0], "records": job.records_max},
-        goals=(Goal("shmlog take() as rows", at_most=500, of="us_per_take"),),
     )
 
 
@@ -285,7 +276,3 @@ def _read_file(path: Path, job: Job) -> float:
         while file.read(READ_BYTES):
             pass
     return (time.monotonic_ns() - begin_ns) / 1e9
-
-
-if __name__ == "__main__":
-    sys.exit(main("read", heats))

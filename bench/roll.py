@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
+from bench.kit.harness import Contender, Heat, Options, Outcome, latency
 from bench.kit.peer import Job, job_of
 from bench.kit.records import Digest, digest_of, expected_digest, pool
 from bench.kit.subject import on_log, open_log
@@ -50,7 +49,6 @@ def heats(options: Options) -> Iterator[Heat]:
         columns=COLUMNS,
         compare="p99.9_us",
         parameters={"record_bytes": RECORD_BYTES, "appends": appends, "segment_bytes": small},
-        goals=(Goal("shmlog with rolls", at_most=2),),
     )
 
 
@@ -99,7 +97,3 @@ def _time_each(append: Callable[[bytes], object], appends: int) -> NDArray[Any]:
 def _outcome(appends: int, samples: NDArray[Any], rolls: int, digest: Digest) -> Outcome:
     expected = expected_digest(0, WARMUP + appends, RECORD_BYTES)
     return Outcome(latency(samples) | {"rolls": rolls}, digest, expected)
-
-
-if __name__ == "__main__":
-    sys.exit(main("roll", heats))

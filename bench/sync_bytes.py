@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.kit.floors import MADV_POPULATE_WRITE
-from bench.kit.harness import Contender, Heat, Options, Outcome, latency, main
+from bench.kit.harness import Contender, Heat, Options, Outcome, latency
 from bench.kit.records import payload
 from bench.kit.workers import in_child
 
@@ -118,7 +117,3 @@ def _device_bytes(fd: int) -> int:
 def _dirtied_bytes() -> int:
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
-
-
-if __name__ == "__main__":
-    sys.exit(main("sync_bytes", heats))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.kit.floors import semaphore_relay, semaphore_round_trips
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
+from bench.kit.harness import Contender, Heat, Options, Outcome, latency
 from bench.kit.subject import on_log, open_log
 from bench.kit.workers import CONTEXT, in_child, run_workers
 
@@ -73,7 +72,6 @@ def heats(options: Options) -> Iterator[Heat]:
         columns=COLUMNS,
         compare="p50_us",
         parameters={"record_bytes": RECORD_BYTES, "rest_us": REST_S * 1e6},
-        goals=(Goal("shmlog tail", at_most=5),),
     )
 
 
@@ -138,7 +136,3 @@ def _put_into_queue(barrier: Barrier, channel: Any, stamped: Iterator[Callable[[
 def _get_from_queue(barrier: Barrier, channel: Any, rounds: int) -> list[int]:
     barrier.wait()
     return [_since(channel.get(timeout=RECEIVE_TIMEOUT_S)) for _ in range(rounds)]
-
-
-if __name__ == "__main__":
-    sys.exit(main("tail", heats))

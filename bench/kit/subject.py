@@ -196,6 +196,19 @@ class ArrayWriter(ShmlogWriter):
         return np.frombuffer(b"".join(records), dtype=np.uint8).reshape(len(records), -1)
 
 
+class FilledWriter(ShmlogWriter):
+    """Records made in a buffer of the caller's, which is then appended: what `reserve` is instead of."""
+
+    def __init__(self, log: Any) -> None:
+        super().__init__(log)
+        self.buffer = bytearray()
+        self.append = self._fill_and_append  # type: ignore[method-assign]
+
+    def _fill_and_append(self, data: bytes) -> None:
+        self.buffer[:] = data
+        self.store.append(self.buffer)
+
+
 class ReserveWriter(ShmlogWriter):
     """Records written in place: `with log.reserve(n) as r: r.buffer[:] = data`."""
 
