@@ -7,7 +7,7 @@
 
 With a budget every heat that a figure to hold stands on takes its turn, again and again, so that
 the repetitions of each are spread over the whole time. Contenders of which no figure speaks take
-part only in the first rounds.
+part only in the first round.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WORKLOADS = (
 )
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUNDS_MIN = 3
-ROUNDS_BESIDE = 2
+ROUNDS_BESIDE = 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -118,9 +118,12 @@ def heats_of(workloads: Sequence[str], options: Options) -> Iterator[Running]:
         for heat in importlib.import_module(f"bench.{name}").heats(options):
             if options.budget_s is None:
                 yield Running(name, heat, options)
-            elif needed := [each.names for each in FIGURES if fnmatchcase(heat.title, each.heat)]:
+            elif fitting := [each for each in FIGURES if fnmatchcase(heat.title, each.heat)]:
                 beside = [names for title, names in BESIDE.items() if fnmatchcase(heat.title, title)]
-                yield Running(name, heat, options, set().union(*needed), set().union(*beside))
+                needed = set().union(*(each.names for each in fitting))
+                running = Running(name, heat, options, needed, set().union(*beside))
+                running.runs_min = max(each.every_run for each in fitting)
+                yield running
 
 
 def _each_in_turn(heats: list[Running], options: Options) -> Iterator[list[Running]]:
@@ -143,6 +146,10 @@ def _all_in_rounds(heats: list[Running], options: Options) -> Iterator[list[Runn
         before_s, now_s, rounds = now_s, time.monotonic(), rounds + 1
         print(f"round {rounds}: {now_s - before_s:.0f} s, {now_s - begin_s:.0f} s in all", flush=True)
         yield heats
+    for running in heats:  # those of which every one of several runs counts
+        for _ in range(0 if options.toy else running.runs_min - rounds):
+            running.repeat(with_beside=False)
+    yield heats
 
 
 def _write(result: dict[str, Any], running: list[Running], path: Path) -> None:

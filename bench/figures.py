@@ -29,7 +29,7 @@ APPENDING_PEERS = (*DURABLE_PEERS[1:], "iceoryx2", "Aeron IPC (Java)")
 
 RATE = "records_per_s"
 TAKE = "take 4096 records of 128 B"
-RECOVER = "recover and verify *"
+RECOVER = "recover and verify 1*"
 READ = "read 128 B records"
 ONE_CALLER = "durable append 128 B, 1 caller"
 FIRST = "first append of 128 B of a session"
@@ -145,6 +145,6 @@ BESIDE = {
     "append 16 B, 1 writers": ("an empty C call", *APPENDING_PEERS),
     "append 65536 B, ? writers": APPENDING_PEERS,
     ONE_CALLER: DURABLE_PEERS,
-    "durable append *": ("os.write", "Chronicle Queue (Java)"),
+    "durable append *": ("os.write", "wal-db (Rust)", "Chronicle Queue (Java)"),
 }
-"""Who takes part in the first rounds only: no figure there speaks of them, or they are far behind."""
+"""Who takes part in the first round only: no figure there speaks of them, or they are far behind."""

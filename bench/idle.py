@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.kit.harness import Contender, Heat, Options, Outcome
+from bench.kit.harness import Contender, Heat, Options, Outcome, alone
 from bench.kit.records import payload
 from bench.kit.subject import flusher_seen_off, on_log, open_log, require_flusher, require_shmlog
 from bench.kit.workers import in_child
@@ -37,9 +37,6 @@ SECTOR_BYTES = 512
 def heats(options: Options) -> Iterator[Heat]:
     watch_s = WATCH_TOY_S if options.toy else WATCH_S
 
-    def python(_directory: Path) -> Outcome:
-        return Outcome(_watch_python(watch_s))
-
     def flushers(name: str, count: int) -> Contender:
         def run(directory: Path) -> Outcome:
             require_shmlog()
@@ -57,28 +54,28 @@ def heats(options: Options) -> Iterator[Heat]:
     ):
         yield Heat(
             title=f"{title} for {watch_s:g} s",
-            contenders=[Contender("a sleeping Python", python), contender],
+            contenders=[Contender("a sleeping Python", alone(_watch_python, watch_s)), contender],
             columns=(*COLUMNS, "disk_mb"),
             compare="rss_mib",
         )
     megabytes = max(1, min(MEMORY_MB, options.max_bytes // 1_000_000))
 
-    def numpy(_directory: Path) -> Outcome:
-        return Outcome(in_child(_import_numpy))
-
-    def busy(who: str) -> Contender:
-        return on_log(f"shmlog {who}", lambda log: Outcome(in_child(_use, log, megabytes, who)))
-
     yield Heat(
         title=f"memory after {megabytes} MB of {RECORD_BYTES} B records",
-        contenders=[Contender("a Python with NumPy", numpy), busy("writer"), busy("reader"), busy("flusher")],
+        contenders=[
+            Contender("a Python with NumPy", alone(_import_numpy)),
+            *(
+                on_log(f"shmlog {who}", alone(_use, megabytes, who))
+                for who in ("writer", "reader", "flusher")
+            ),
+        ],
         columns=COLUMNS[1:],
         compare="rss_mib",
         parameters={"record_bytes": RECORD_BYTES, "megabytes": megabytes},
     )
 
 
-def _import_numpy() -> dict[str, float]:
+def _import_numpy(_directory: Path) -> dict[str, float]:
     import numpy  # noqa: F401 - it is what is measured
 
     return memory_of(os.getpid())
@@ -114,7 +111,7 @@ def _watch_flushers(directories: Sequence[Path], watch_s: float) -> dict[str, fl
         return watched | {"disk_mb": blocks * SECTOR_BYTES / 1e6 / len(directories)}
 
 
-def _watch_python(watch_s: float) -> dict[str, float]:
+def _watch_python(_directory: Path, watch_s: float) -> dict[str, float]:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     try:
         return _watch([child.pid], watch_s)

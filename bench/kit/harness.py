@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 
 from bench.kit.machine import watched
 from bench.kit.records import Digest
-from bench.kit.workers import Skipped, WorkerError
+from bench.kit.workers import Skipped, WorkerError, in_child
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ class Contender:
     name: str
     run: Callable[[Path], Outcome]
     remark: str = ""
+
+
+def alone(
+    function: Callable[..., Outcome | Mapping[str, float]], *arguments: Any
+) -> Callable[[Path], Outcome]:
+    """To run `function(directory, *arguments)` in a child of its own; it may return plain values."""
+
+    def run(directory: Path) -> Outcome:
+        returned = in_child(function, directory, *arguments)
+        return returned if isinstance(returned, Outcome) else Outcome(returned)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -148,6 +160,7 @@ class Running:
         wanted = {heat.baseline, *needed, *beside}
         self.entered = [each for each in entered if not needed or each.name in wanted]
         self.beside = {*beside} - {heat.baseline}
+        self.runs_min = 0
         self.rows: dict[str, dict[str, Any]] = {
             each.name: {
                 "name": each.name,
