@@ -35,11 +35,8 @@ _PADDING = bytes(RECORD_BYTES - _STAMP.size)
 def heats(options: Options) -> Iterator[Heat]:
     rounds = ROUNDS_TOY if options.toy else ROUNDS
 
-    def semaphores(_directory: Path) -> Outcome:
-        return Outcome(latency(semaphore_round_trips(rounds, REST_S)))
-
-    def relay(_directory: Path) -> Outcome:
-        return Outcome(latency(semaphore_relay(rounds, REST_S)))
+    def floor(measure: Callable[[int, float], list[int]]) -> Callable[[Path], Outcome]:
+        return lambda _directory: Outcome(latency(measure(rounds, REST_S)))
 
     def pipe(_directory: Path) -> Outcome:
         ends = os.pipe()
@@ -63,8 +60,8 @@ def heats(options: Options) -> Iterator[Heat]:
     yield Heat(
         title=f"wake-up, {RECORD_BYTES} B",
         contenders=[
-            Contender("semaphore round trip", semaphores, "there and back"),
-            Contender("semaphore relay", relay, "one way, by way of a third process"),
+            Contender("semaphore round trip", floor(semaphore_round_trips), "there and back"),
+            Contender("semaphore relay", floor(semaphore_relay), "one way, by way of a third process"),
             Contender("pipe", pipe, "one way"),
             Contender("multiprocessing.Queue", mp_queue, "one way, by its feeder thread"),
             on_log("shmlog tail", tail, "one way, by way of the flusher"),
