@@ -33,11 +33,11 @@ def heats(options: Options) -> Iterator[Heat]:
             entered += [Shmlog("shmlog reserve", ReserveWriter)]
             entered += others(options, but=[OsWrite])
             title = f"append {record_bytes} B, {count} writers"
-            yield _heat(title, [peer.contender("append", job) for peer in entered], record_bytes, count)
+            yield _heat(title, [peer.contender("append", job) for peer in entered])
     for record_bytes in options.sizes_of((65536,), toy=65536):
         job = job_of(options, record_bytes)
         both = [peer.contender("append", job) for peer in (MappedFile("memcpy into a map"), Shmlog())]
-        yield _heat(f"append {record_bytes} B against memcpy, 1 writer", both, record_bytes, 1)
+        yield _heat(f"append {record_bytes} B against memcpy, 1 writer", both)
     for record_bytes in options.sizes_of(BATCH_SIZES):
         for count in options.processes_of(BATCH_PROCESSES):
             yield in_batches(options, record_bytes, count)
@@ -53,14 +53,13 @@ def in_batches(options: Options, record_bytes: int, processes: int) -> Heat:
         *(peer.contender("append_batch", job) for peer in entered),
     ]
     title = f"append {record_bytes} B in batches of {BATCH}, {processes} writers"
-    return _heat(title, contenders, record_bytes, processes)
+    return _heat(title, contenders)
 
 
-def _heat(title: str, contenders: Sequence[Contender], record_bytes: int, processes: int) -> Heat:
+def _heat(title: str, contenders: Sequence[Contender]) -> Heat:
     return Heat(
         title=title,
         contenders=contenders,
         columns=("records_per_s", "mb_per_s", "ns_per_record"),
         compare="records_per_s",
-        parameters={"record_bytes": record_bytes, "processes": processes},
     )

@@ -42,5 +42,4 @@ def waiting(options: Options, record_bytes: int, callers: int, processes: int) -
         ],
         columns=("records_per_s", "p50_us", "p99_us", "max_us"),
         compare="p50_us" if alone else "records_per_s",
-        parameters={"record_bytes": record_bytes, "callers": callers, "processes": processes},
     )

@@ -38,7 +38,6 @@ def heats(options: Options) -> Iterator[Heat]:
         ],
         columns=COLUMNS,
         compare="first_us",
-        parameters={"record_bytes": RECORD_BYTES, "sessions": sessions},
     )
     yield Heat(
         title="import",
@@ -48,7 +47,6 @@ def heats(options: Options) -> Iterator[Heat]:
         ],
         columns=("import_ms",),
         compare="import_ms",
-        parameters={"times": IMPORTS},
     )
 
 

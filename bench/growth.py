@@ -53,7 +53,6 @@ def heats(options: Options) -> Iterator[Heat]:
         contenders=[entering(peer) for peer in ENTERED],
         columns=[*columns, "last/first"],
         compare="last/first",
-        parameters={"record_bytes": RECORD_BYTES, "steps_mb": list(steps)},
     )
 
 

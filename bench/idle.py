@@ -71,7 +71,6 @@ def heats(options: Options) -> Iterator[Heat]:
         ],
         columns=COLUMNS[1:],
         compare="rss_mib",
-        parameters={"record_bytes": RECORD_BYTES, "megabytes": megabytes},
     )
 
 

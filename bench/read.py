@@ -110,7 +110,6 @@ def heats(options: Options) -> Iterator[Heat]:
             ],
             columns=COLUMNS,
             compare="mb_per_s",
-            parameters={"record_bytes": record_bytes, "records": job.records_max},
         )
     yield as_array(options)
     yield taking(options)
@@ -125,7 +124,6 @@ def as_array(options: Options) -> Heat:
         contenders=[on_log(f"batch of {records}", alone(_make_arrays, job, records)) for records in lengths],
         columns=("us_per_array", "records"),
         compare="us_per_array",
-        parameters={"record_bytes": SIZES[0]},
     )
 
 
@@ -153,7 +151,6 @@ def taking(options: Options) -> Heat:
         ],
         columns=("us_per_take",),
         compare="us_per_take",
-        parameters={"record_bytes": SIZES[0], "records": job.records_max},
     )
 
 

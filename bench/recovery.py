@@ -67,7 +67,6 @@ def recovering(options: Options, records: int) -> Heat:
         ],
         columns=COLUMNS,
         compare="mb_per_s",
-        parameters={"record_bytes": RECORD_BYTES, "bytes": total},
     )
 
 
@@ -81,7 +80,6 @@ def reopening(options: Options) -> Heat:
         ],
         columns=("seconds",),
         compare="seconds",
-        parameters={"record_bytes": RECORD_BYTES},
     )
 
 

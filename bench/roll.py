@@ -53,7 +53,6 @@ def heats(options: Options) -> Iterator[Heat]:
         ],
         columns=COLUMNS,
         compare="p99.9_us",
-        parameters={"record_bytes": RECORD_BYTES, "appends": appends, "segment_bytes": small},
     )
 
 

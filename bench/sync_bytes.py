@@ -44,7 +44,6 @@ def heats(options: Options) -> Iterator[Heat]:
         ],
         columns=COLUMNS,
         compare="p50_us",
-        parameters={"record_bytes": RECORD_BYTES, "file_bytes": file_bytes},
     )
 
 

@@ -68,7 +68,6 @@ def heats(options: Options) -> Iterator[Heat]:
         ],
         columns=COLUMNS,
         compare="p50_us",
-        parameters={"record_bytes": RECORD_BYTES, "rest_us": REST_S * 1e6},
     )
 
 

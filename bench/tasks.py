@@ -34,7 +34,6 @@ def heats(options: Options) -> Iterator[Heat]:
             ],
             columns=("records_per_s", "stall_ms"),
             compare="records_per_s",
-            parameters={"record_bytes": len(RECORD), "callers": callers},
         )
 
 

@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ class Heat:
     contenders: Sequence[Contender]
     columns: Sequence[str]
     compare: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -215,7 +214,6 @@ class Running:
         return {
             "workload": self.workload,
             "title": self.heat.title,
-            "parameters": dict(self.heat.parameters),
             "columns": list(self.heat.columns),
             "compare": compare,
             "baseline": self.heat.baseline,
