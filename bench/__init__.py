@@ -1,6 +1,6 @@
 """Benchmarks of shmlog: one module per workload, `peers/` for other systems, `kit/` for what runs them.
 
-Run one with `python -m bench.append`, all with `python -m bench`.
+Run one with `python -m bench append`, all with `python -m bench`.
 """
 
 import os

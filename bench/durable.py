@@ -7,62 +7,39 @@ baseline is then shmlog's own single caller, in the same run.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from bench.kit.floors import MappedFile
-from bench.kit.harness import Goal, Heat, Options, chosen, main
-from bench.kit.peer import Peer, job_of
+from bench.kit.harness import Heat, Options
+from bench.kit.peer import job_of
 from bench.kit.subject import Shmlog
 from bench.peers import others
 
 SIZES = (128, 4096)
 # (callers, processes)
-CALLERS = ((4, 4), (16, 4), (64, 1), (64, 8), (256, 8))
-COLUMNS = ("records_per_s", "p50_us", "p99_us", "max_us")
-FLOOR = MappedFile("store + fdatasync")
-ONE_CALLER = Shmlog("shmlog, 1 caller")
+CALLERS = ((1, 1), (4, 4), (16, 4), (64, 1), (64, 8), (256, 8))
+CALLERS_TOY = ((1, 1), (4, 2))
 
 
 def heats(options: Options) -> Iterator[Heat]:
-    for record_bytes in chosen((128,) if options.toy else SIZES, options.sizes):
-        if not options.processes or 1 in options.processes:
-            yield one_caller(options, record_bytes)
-        for callers, processes in ((4, 2),) if options.toy else CALLERS:
+    for record_bytes in options.sizes_of(SIZES):
+        for callers, processes in CALLERS_TOY if options.is_small else CALLERS:
             if not options.processes or processes in options.processes:
-                yield many_callers(options, record_bytes, callers, processes)
+                yield waiting(options, record_bytes, callers, processes)
 
 
-def one_caller(options: Options, record_bytes: int) -> Heat:
-    job = job_of(options, record_bytes)
-    entered: list[Peer] = [FLOOR, Shmlog(), *others(options)]
-    return Heat(
-        title=f"durable append {record_bytes} B, 1 caller",
-        contenders=[peer.contender("durable", job) for peer in entered],
-        columns=COLUMNS,
-        compare="p50_us",
-        parameters={"record_bytes": record_bytes, "callers": 1, "processes": 1},
-        goals=(Goal("shmlog", at_most=1.3),) if record_bytes == SIZES[0] else (),
-    )
-
-
-def many_callers(options: Options, record_bytes: int, callers: int, processes: int) -> Heat:
+def waiting(options: Options, record_bytes: int, callers: int, processes: int) -> Heat:
+    alone = callers == 1
+    floor = MappedFile("store + fdatasync") if alone else Shmlog("shmlog, 1 caller")
     single = job_of(options, record_bytes)
     job = job_of(options, record_bytes, processes, threads=callers // processes)
-    entered: list[Peer] = [Shmlog(), *others(options)]
-    is_goal = (record_bytes, callers, processes) == (SIZES[0], 64, 8)
     return Heat(
-        title=f"durable append {record_bytes} B, {callers} callers in {processes} processes",
+        title=f"durable append {record_bytes} B, "
+        + ("1 caller" if alone else f"{callers} callers in {processes} processes"),
         contenders=[
-            ONE_CALLER.contender("durable", single),
-            *(peer.contender("durable", job) for peer in entered),
+            floor.contender("durable", single),
+            *(peer.contender("durable", job) for peer in (Shmlog(), *others(options))),
         ],
-        columns=COLUMNS,
-        compare="records_per_s",
-        parameters={"record_bytes": record_bytes, "callers": callers, "processes": processes},
-        goals=(Goal("shmlog", at_least=20),) if is_goal else (),
+        columns=("records_per_s", "p50_us", "p99_us", "max_us"),
+        compare="p50_us" if alone else "records_per_s",
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main("durable", heats))

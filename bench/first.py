@@ -7,6 +7,7 @@ the opening before it, `durable_us` the wait for the first sync after it.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,46 +15,54 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, main
+from bench.kit.harness import Contender, Heat, Options, alone
 from bench.kit.records import payload
 from bench.kit.subject import on_log, open_log
-from bench.kit.workers import in_child
 
 RECORD_BYTES = 128
 SESSIONS = 10
 SESSIONS_TOY = 1
-FIRST_US_MAX = 10_000
+IMPORTS = 5
 COLUMNS = ("first_us", "open_us", "durable_us")
 
 
 def heats(options: Options) -> Iterator[Heat]:
     sessions = SESSIONS_TOY if options.toy else SESSIONS
 
-    def plain(directory: Path) -> Outcome:
-        return Outcome(in_child(_write, directory / "file", sessions))
-
-    def session(new: bool) -> Contender:
-        name = "shmlog, a new log" if new else "shmlog, an old log"
-        return on_log(name, lambda log: Outcome(in_child(_append, log, sessions, new)))
-
     yield Heat(
         title=f"first append of {RECORD_BYTES} B of a session",
-        contenders=[Contender("open, os.write, fdatasync", plain), session(new=True), session(new=False)],
+        contenders=[
+            Contender("open, os.write, fdatasync", alone(_write, sessions)),
+            on_log("shmlog, a new log", alone(_append, sessions, True)),
+            on_log("shmlog, an old log", alone(_append, sessions, False)),
+        ],
         columns=COLUMNS,
         compare="first_us",
-        parameters={"record_bytes": RECORD_BYTES, "sessions": sessions},
-        goals=[
-            Goal(name, at_most=FIRST_US_MAX, of="first_us")
-            for name in ("shmlog, a new log", "shmlog, an old log")
+    )
+    yield Heat(
+        title="import",
+        contenders=[
+            Contender("import numpy", alone(_import, "import numpy")),
+            Contender("import shmlog", alone(_import, "import shmlog; shmlog.open")),
         ],
+        columns=("import_ms",),
+        compare="import_ms",
     )
 
 
-def _write(path: Path, sessions: int) -> dict[str, float]:
+def _import(_directory: Path, statement: str) -> dict[str, float]:
+    """The median time of an import in a Python that has just been started."""
+    timed = f"import time; t = time.perf_counter_ns(); {statement}; print(time.perf_counter_ns() - t)"
+    command = [sys.executable, "-c", timed]
+    times = [int(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(IMPORTS)]
+    return {"import_ms": float(np.median(times)) / 1e6}
+
+
+def _write(directory: Path, sessions: int) -> dict[str, float]:
     record, times = payload(0, 0, RECORD_BYTES), []
     for _ in range(sessions):
         begin = time.perf_counter_ns()
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        fd = os.open(directory / "file", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         opened = time.perf_counter_ns()
         os.write(fd, record)
         written = time.perf_counter_ns()
@@ -82,7 +91,3 @@ def _append(directory: Path, sessions: int, new: bool) -> dict[str, float]:
 def _medians(times: list[tuple[int, int, int, int]]) -> dict[str, float]:
     opened, first, durable = np.median(np.diff(times), axis=0) / 1e3
     return {"first_us": float(first), "open_us": float(opened), "durable_us": float(durable)}
-
-
-if __name__ == "__main__":
-    sys.exit(main("first", heats))

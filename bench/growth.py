@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.kit.drivers import StorePeer
-from bench.kit.harness import Contender, Heat, Options, Outcome, main
+from bench.kit.harness import Contender, Heat, Options, Outcome
 from bench.kit.peer import Job, job_of
 from bench.kit.records import expected_digest, pool
 from bench.kit.subject import Shmlog
@@ -54,7 +53,6 @@ def heats(options: Options) -> Iterator[Heat]:
         contenders=[entering(peer) for peer in ENTERED],
         columns=[*columns, "last/first"],
         compare="last/first",
-        parameters={"record_bytes": RECORD_BYTES, "steps_mb": list(steps)},
     )
 
 
@@ -77,7 +75,3 @@ def _grow(peer: StorePeer, job: Job, steps: list[float]) -> tuple[list[float], i
             costs.append((time.monotonic_ns() - begin_ns) / WINDOW_RECORDS)
             count += WINDOW_RECORDS
     return costs, count
-
-
-if __name__ == "__main__":
-    sys.exit(main("growth", heats))

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, chosen, main, throughput
+from bench.kit.harness import Contender, Heat, Options, Outcome, alone, throughput
 from bench.kit.peer import Job, job_of
-from bench.kit.records import Digest, digest_of, expected_digest, pool
+from bench.kit.records import digest_of, expected_digest, pool
 from bench.kit.subject import fill, on_log, open_log
 from bench.kit.workers import Skipped, in_child
 from bench.peers import others
@@ -61,22 +61,9 @@ def _arrow(log: Any, _record_bytes: int) -> Iterator[Any]:
     return (batch.to_arrow() for batch in log.read_batches(verify=False))
 
 
-def _pyarrow(log: Any, _record_bytes: int) -> Iterator[Any]:
-    import pyarrow
-
-    yield pyarrow.RecordBatchReader.from_stream(log.scan()).read_all()
-
-
-def _polars(log: Any, _record_bytes: int) -> Iterator[Any]:
-    import polars
-
-    yield polars.DataFrame(log.scan())
-
-
-def _duckdb(log: Any, _record_bytes: int) -> Iterator[Any]:
-    import duckdb
-
-    yield duckdb.from_arrow(log.scan())
+def _scan(package: str, take: Callable[[Any, Any], Any]) -> Callable[[Any, int], Iterator[Any]]:
+    """All of a log at once, as what `take(package, scan)` makes of it."""
+    return lambda log, _record_bytes: iter([take(importlib.import_module(package), log.scan())])
 
 
 def _data_of_table(table: Any) -> Iterator[Any]:
@@ -95,6 +82,10 @@ def _data_of_batch(batch: Any) -> Iterator[Any]:
     return (record.data for record in batch)
 
 
+_pyarrow = _scan("pyarrow", lambda arrow, scan: arrow.RecordBatchReader.from_stream(scan).read_all())
+_polars = _scan("polars", lambda polars, scan: polars.DataFrame(scan))
+_duckdb = _scan("duckdb", lambda duckdb, scan: duckdb.from_arrow(scan))
+
 WAYS = (
     Way("shmlog by record", lambda log, _: log.read(), lambda _: 1, lambda record: iter((record.data,))),
     Way("shmlog indexed, checksum on", _batches(verify=True), len, _data_of_batch),
@@ -108,25 +99,17 @@ WAYS = (
 
 
 def heats(options: Options) -> Iterator[Heat]:
-    for record_bytes in chosen((128,) if options.toy else SIZES, options.sizes):
+    for record_bytes in options.sizes_of(SIZES):
         job = job_of(options, record_bytes, records_max=MAX_BYTES // record_bytes)
-        goals = (
-            Goal("shmlog indexed, checksum off", at_least=20e6, of="records_per_s"),
-            Goal("shmlog indexed, checksum on", at_least=5e6, of="records_per_s"),
-            Goal("shmlog scan to pyarrow", at_least=20e6, of="records_per_s"),
-            Goal("shmlog scan to polars", at_least=15e6, of="records_per_s"),
-        )
         yield Heat(
             title=f"read {record_bytes} B records",
             contenders=[
-                Contender("read() of the files", _files(job), "no parsing at all"),
-                *(on_log(way.name, _reading(way, job)) for way in WAYS),
+                Contender("read() of the files", alone(_read_file, job), "no parsing at all"),
+                *(on_log(way.name, alone(_read, way, job)) for way in WAYS),
                 *(peer.contender("read_all", job) for peer in others(options)),
             ],
             columns=COLUMNS,
             compare="mb_per_s",
-            parameters={"record_bytes": record_bytes, "records": job.records_max},
-            goals=goals if record_bytes == SIZES[0] else (),
         )
     yield as_array(options)
     yield taking(options)
@@ -135,25 +118,17 @@ def heats(options: Options) -> Iterator[Heat]:
 def as_array(options: Options) -> Heat:
     """`batch.array()` on batches of different length: it must not depend on it."""
     job = job_of(options, SIZES[0], records_max=ARRAY_RECORDS[-1])
-
-    def entering(records: int) -> Contender:
-        def measure(log: Path) -> Outcome:
-            in_child(fill, log, job.record_bytes, job.records_max)
-            return Outcome(in_child(_make_arrays, log, records))
-
-        return on_log(f"batch of {records}", measure)
-
-    fitting = [records for records in ARRAY_RECORDS if records <= job.records_max]
+    lengths = [each for each in ARRAY_RECORDS if each <= job.records_max or not options.is_small]
     return Heat(
         title=f"batch.array() of {SIZES[0]} B records",
-        contenders=[entering(records) for records in fitting],
+        contenders=[on_log(f"batch of {records}", alone(_make_arrays, job, records)) for records in lengths],
         columns=("us_per_array", "records"),
         compare="us_per_array",
-        parameters={"record_bytes": SIZES[0]},
     )
 
 
-def _make_arrays(directory: Path, records: int) -> dict[str, float]:
+def _make_arrays(directory: Path, job: Job, records: int) -> dict[str, float]:
+    in_child(fill, directory, job.record_bytes, job.records_max)
     with open_log(directory) as log:
         batch = next(log.read_batches(records=records, verify=False))
         begin_ns = time.monotonic_ns()
@@ -166,76 +141,39 @@ def _make_arrays(directory: Path, records: int) -> dict[str, float]:
 def taking(options: Options) -> Heat:
     """Records from anywhere by their LSNs, beside the same rows of an array in memory."""
     job = job_of(options, SIZES[0], records_max=MAX_BYTES // SIZES[0])
-
-    def entering(take: Callable[[Any, Any, int], int]) -> Callable[[Path], Outcome]:
-        def measure(log: Path) -> Outcome:
-            in_child(fill, log, job.record_bytes, job.records_max)
-            return Outcome(in_child(_take, log, job.record_bytes, take))
-
-        return measure
-
-    def floor(_directory: Path) -> Outcome:
-        return Outcome(in_child(_take_of_array, job.record_bytes, job.records_max))
-
+    dtype = (np.uint8, (job.record_bytes,))
     return Heat(
         title=f"take {TAKEN} records of {SIZES[0]} B",
         contenders=[
-            Contender("rows[index] of an array", floor, "no log, no checksum"),
-            on_log("shmlog take() as rows", entering(_take_rows)),
-            on_log("shmlog take() as a batch", entering(_take_batch)),
+            Contender("rows[index] of an array", alone(_take_of_array, job), "no log, no checksum"),
+            on_log("shmlog take() as rows", alone(_take, job, lambda log, lsns: log.take(lsns, dtype))),
+            on_log("shmlog take() as a batch", alone(_take, job, lambda log, lsns: log.take(lsns))),
         ],
         columns=("us_per_take",),
         compare="us_per_take",
-        parameters={"record_bytes": SIZES[0], "records": job.records_max},
-        goals=(Goal("shmlog take() as rows", at_most=500, of="us_per_take"),),
     )
 
 
-def _take_rows(log: Any, lsns: Any, record_bytes: int) -> int:
-    return len(log.take(lsns, (np.uint8, (record_bytes,))))
+def _take(directory: Path, job: Job, take: Callable[[Any, Any], object]) -> dict[str, float]:
+    in_child(fill, directory, job.record_bytes, job.records_max)
+    with open_log(directory) as log:
+        return _median_us(partial(take, log), np.concatenate([batch.lsn for batch in log.read_batches()]))
 
 
-def _take_batch(log: Any, lsns: Any, _record_bytes: int) -> int:
-    return len(log.take(lsns))
+def _take_of_array(_directory: Path, job: Job) -> dict[str, float]:
+    rows = np.ones((job.records_max, job.record_bytes), np.uint8)
+    return _median_us(lambda pick: rows[pick], np.arange(job.records_max))
 
 
-def _median_us(one: Callable[[Any], object], picks: list[Any]) -> dict[str, float]:
+def _median_us(one: Callable[[Any], object], among: Any) -> dict[str, float]:
     """The median time of one call, each with another pick."""
-    times = []
-    for pick in picks:
+    random, times = np.random.default_rng(7), []
+    for _ in range(TAKES):
+        pick = random.choice(among, TAKEN)
         begin_ns = time.monotonic_ns()
         one(pick)
         times.append((time.monotonic_ns() - begin_ns) / 1e3)
     return {"us_per_take": float(np.median(times))}
-
-
-def _picks(among: Any) -> list[Any]:
-    random = np.random.default_rng(7)
-    return [random.choice(among, TAKEN) for _ in range(TAKES)]
-
-
-def _take(directory: Path, record_bytes: int, take: Callable[[Any, Any, int], int]) -> dict[str, float]:
-    with open_log(directory) as log:
-        lsns = np.concatenate([batch.lsn for batch in log.read_batches()])
-        return _median_us(lambda pick: take(log, pick, record_bytes), _picks(lsns))
-
-
-def _take_of_array(record_bytes: int, records: int) -> dict[str, float]:
-    rows = np.ones((records, record_bytes), np.uint8)
-    return _median_us(lambda pick: rows[pick], _picks(np.arange(records)))
-
-
-def _reading(way: Way, job: Job) -> Callable[[Path], Outcome]:
-    def measure(log: Path) -> Outcome:
-        if way.package and importlib.util.find_spec(way.package) is None:
-            raise Skipped(f"{way.package} is not installed")
-        in_child(fill, log, job.record_bytes, job.records_max)
-        count, containers, seconds, digest = in_child(_read, way, log, job.record_bytes)
-        values = throughput(count, job.record_bytes, seconds)
-        values["us_per_batch"] = seconds * 1e6 / containers
-        return Outcome(values, digest, expected_digest(0, job.records_max, job.record_bytes))
-
-    return measure
 
 
 class _Nothing:
@@ -251,31 +189,27 @@ class _Nothing:
         return iter(())
 
 
-def _read(way: Way, directory: Path, record_bytes: int) -> tuple[int, int, float, Digest]:
+def _read(directory: Path, way: Way, job: Job) -> Outcome:
+    if way.package and importlib.util.find_spec(way.package) is None:
+        raise Skipped(f"{way.package} is not installed")
+    in_child(fill, directory, job.record_bytes, job.records_max)
     with open_log(directory) as log:
         if way.package:  # its import and first use are no part of the time
-            importlib.import_module(way.package)
-            for container in way.containers(_Nothing(log), record_bytes):
+            for container in way.containers(_Nothing(log), job.record_bytes):
                 way.count(container)
         count = containers = 0
         begin_ns = time.monotonic_ns()
-        for container in way.containers(log, record_bytes):
+        for container in way.containers(log, job.record_bytes):
             count += way.count(container)
             containers += 1
         seconds = (time.monotonic_ns() - begin_ns) / 1e9
-        digest = digest_of(chain.from_iterable(map(way.payloads, way.containers(log, record_bytes))))
-    return count, containers, seconds, digest
+        digest = digest_of(chain.from_iterable(map(way.payloads, way.containers(log, job.record_bytes))))
+    values = throughput(count, job.record_bytes, seconds) | {"us_per_batch": seconds * 1e6 / containers}
+    return Outcome(values, digest, expected_digest(0, job.records_max, job.record_bytes))
 
 
-def _files(job: Job) -> Callable[[Path], Outcome]:
-    def run(directory: Path) -> Outcome:
-        seconds = in_child(_read_file, directory / "file", job)
-        return Outcome(throughput(job.records_max, job.record_bytes, seconds))
-
-    return run
-
-
-def _read_file(path: Path, job: Job) -> float:
+def _read_file(directory: Path, job: Job) -> dict[str, float]:
+    path = directory / "file"
     lap = b"".join(pool(0, job.record_bytes))
     with path.open("wb") as file:
         for _ in range(0, job.records_max * job.record_bytes, len(lap)):
@@ -284,8 +218,4 @@ def _read_file(path: Path, job: Job) -> float:
     with path.open("rb", buffering=0) as file:
         while file.read(READ_BYTES):
             pass
-    return (time.monotonic_ns() - begin_ns) / 1e9
-
-
-if __name__ == "__main__":
-    sys.exit(main("read", heats))
+    return throughput(job.records_max, job.record_bytes, (time.monotonic_ns() - begin_ns) / 1e9)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
@@ -19,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
+from bench.kit.harness import Contender, Heat, Options, Outcome, alone, latency
 from bench.kit.peer import Job, job_of
 from bench.kit.records import Digest, digest_of, expected_digest, pool
 from bench.kit.subject import on_log, open_log
-from bench.kit.workers import in_child
 from bench.peers.files import OsWrite
 
 RECORD_BYTES = 1024
@@ -43,44 +41,34 @@ def heats(options: Options) -> Iterator[Heat]:
     yield Heat(
         title=f"append {RECORD_BYTES} B, {appends} times, with and without rolls",
         contenders=[
-            on_log("shmlog without rolls", _shmlog(large, appends), f"one segment of {large >> 20} MiB"),
-            on_log("shmlog with rolls", _shmlog(small, appends), f"segments of {small >> 10} KiB"),
-            Contender("os.write", _os_write(job), "for the machine's own tail"),
+            on_log(
+                "shmlog without rolls",
+                alone(_append_to_log, large, appends),
+                f"one segment of {large >> 20} MiB",
+            ),
+            on_log(
+                "shmlog with rolls", alone(_append_to_log, small, appends), f"segments of {small >> 10} KiB"
+            ),
+            Contender("os.write", alone(_append_to_file, job), "for the machine's own tail"),
         ],
         columns=COLUMNS,
         compare="p99.9_us",
-        parameters={"record_bytes": RECORD_BYTES, "appends": appends, "segment_bytes": small},
-        goals=(Goal("shmlog with rolls", at_most=2),),
     )
 
 
-def _shmlog(segment_bytes: int, appends: int) -> Callable[[Path], Outcome]:
-    def measure(log: Path) -> Outcome:
-        return _outcome(appends, *in_child(_append_to_log, log, segment_bytes, appends))
-
-    return measure
-
-
-def _append_to_log(directory: Path, segment_bytes: int, appends: int) -> tuple[NDArray[Any], int, Digest]:
+def _append_to_log(directory: Path, segment_bytes: int, appends: int) -> Outcome:
     with open_log(directory, create=True, segment_bytes=segment_bytes) as log:
         samples = _time_each(log.append, appends)
         log.wait_committed()
         digest = digest_of(record.data for record in log.read())
-        return samples, log.committed_lsn // segment_bytes, digest
+        return _outcome(appends, samples, log.committed_lsn // segment_bytes, digest)
 
 
-def _os_write(job: Job) -> Callable[[Path], Outcome]:
-    def run(directory: Path) -> Outcome:
-        here = dataclasses.replace(job, directory=directory)
-        return _outcome(job.records_max, *in_child(_append_to_file, here))
-
-    return run
-
-
-def _append_to_file(job: Job) -> tuple[NDArray[Any], int, Digest]:
+def _append_to_file(directory: Path, job: Job) -> Outcome:
+    job = dataclasses.replace(job, directory=directory)
     with contextlib.closing(OsWrite().open_writer(job)) as writer:
         samples = _time_each(writer.append, job.records_max)
-    return samples, 0, digest_of(OsWrite().records(job))
+    return _outcome(job.records_max, samples, 0, digest_of(OsWrite().records(job)))
 
 
 def _time_each(append: Callable[[bytes], object], appends: int) -> NDArray[Any]:
@@ -99,7 +87,3 @@ def _time_each(append: Callable[[bytes], object], appends: int) -> NDArray[Any]:
 def _outcome(appends: int, samples: NDArray[Any], rolls: int, digest: Digest) -> Outcome:
     expected = expected_digest(0, WARMUP + appends, RECORD_BYTES)
     return Outcome(latency(samples) | {"rolls": rolls}, digest, expected)
-
-
-if __name__ == "__main__":
-    sys.exit(main("roll", heats))

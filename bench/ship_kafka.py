@@ -7,6 +7,7 @@ Apache Kafka on this machine, the tests' own.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import secrets
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.kit.harness import REPOSITORY, Contender, Goal, Heat, Options, Outcome, main, throughput
+from bench.kit.harness import REPOSITORY, Contender, Heat, Options, Outcome, throughput
 from bench.kit.subject import append_rows, create_log, on_log, open_log
 from bench.kit.workers import in_child
 
@@ -35,35 +36,33 @@ def heats(options: Options) -> Iterator[Heat]:
     if why := brokers.missing():
         print(f"not here: {why}")
         return
-    with (
-        tempfile.TemporaryDirectory(dir=options.directory) as directory,
-        brokers.broker(Path(directory).resolve()) as broker,
-    ):
-        for form, goal in (("chunks", 0.9), ("records", 0.8)):
-            count = RECORDS_TOY if options.toy else RECORDS[form]
+    held = contextlib.ExitStack()
+    atexit.register(held.close)  # the heats are run when all of them are known
+    directory = held.enter_context(tempfile.TemporaryDirectory(dir=options.directory))
+    broker = held.enter_context(brokers.broker(Path(directory).resolve()))
+    for form, goal in (("chunks", 0.9), ("records", 0.8)):
+        count = RECORDS_TOY if options.toy else RECORDS[form]
 
-            def plain(_: Path, form: str = form, count: int = count) -> Outcome:
-                return Outcome(in_child(_send, broker.address, form, count, False))
+        def plain(_: Path, form: str = form, count: int = count) -> Outcome:
+            return Outcome(in_child(_send, broker.address, form, count, False))
 
-            def with_position(path: Path, form: str = form, count: int = count) -> Outcome:
-                return Outcome(in_child(_send, broker.address, form, count, True))
+        def with_position(path: Path, form: str = form, count: int = count) -> Outcome:
+            return Outcome(in_child(_send, broker.address, form, count, True))
 
-            def ship(log: Path, form: str = form, count: int = count) -> Outcome:
-                in_child(_fill, log, count)
-                return Outcome(in_child(_ship, log, broker.address, form, count))
+        def ship(log: Path, form: str = form, count: int = count) -> Outcome:
+            in_child(_fill, log, count)
+            return Outcome(in_child(_ship, log, broker.address, form, count))
 
-            yield Heat(
-                title=f"to Kafka as {form}, {RECORD_BYTES} B",
-                contenders=[
-                    Contender("client with position", with_position, "an offset in each transaction"),
-                    Contender("client", plain, "transactions alone"),
-                    on_log("shmlog ship", ship, "read, checked, sent, and the position"),
-                ],
-                columns=("records_per_s", "mb_per_s"),
-                compare="records_per_s",
-                parameters={"record_bytes": RECORD_BYTES, "chunk_bytes": CHUNK_BYTES},
-                goals=(Goal("shmlog ship", at_least=goal),),
-            )
+        yield Heat(
+            title=f"to Kafka as {form}, {RECORD_BYTES} B",
+            contenders=[
+                Contender("client with position", with_position, "an offset in each transaction"),
+                Contender("client", plain, "transactions alone"),
+                on_log("shmlog ship", ship, "read, checked, sent, and the position"),
+            ],
+            columns=("records_per_s", "mb_per_s"),
+            compare="records_per_s",
+        )
 
 
 def _fill(path: Path, count: int) -> None:
@@ -127,7 +126,3 @@ def _send(address: str, form: str, count: int, position: bool) -> dict[str, floa
                 producer.send_offsets_to_transaction([offset], place._group.consumer_group_metadata(), 10)
             producer.commit_transaction(10)
         return throughput(count, RECORD_BYTES, time.perf_counter() - began)
-
-
-if __name__ == "__main__":
-    sys.exit(main("ship_kafka", heats))

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.kit.floors import MADV_POPULATE_WRITE
-from bench.kit.harness import Contender, Heat, Options, Outcome, latency, main
+from bench.kit.harness import Contender, Heat, Options, alone, latency
 from bench.kit.records import payload
-from bench.kit.workers import in_child
 
 FILE_BYTES = 64 << 20
 FILE_TOY_BYTES = 1 << 20
@@ -32,12 +30,6 @@ COLUMNS = ("p50_us", "p99_us", "kib_per_sync", "dirtied_kib_per_sync")
 def heats(options: Options) -> Iterator[Heat]:
     file_bytes = FILE_TOY_BYTES if options.toy else FILE_BYTES
 
-    def entering(name: str, prepare: Callable[[int, int], None]) -> Contender:
-        def run(directory: Path) -> Outcome:
-            return Outcome(in_child(_sync_repeatedly, directory, prepare, file_bytes, options))
-
-        return Contender(name, run)
-
     ways = {
         "fallocate, populate": _fallocate_and_populate,
         "1 MiB writes": _write_large,
@@ -47,10 +39,11 @@ def heats(options: Options) -> Iterator[Heat]:
     }
     yield Heat(
         title=f"{RECORD_BYTES} B store and fdatasync by preallocation",
-        contenders=[entering(name, prepare) for name, prepare in ways.items()],
+        contenders=[
+            Contender(name, alone(_sync_repeatedly, way, file_bytes, options)) for name, way in ways.items()
+        ],
         columns=COLUMNS,
         compare="p50_us",
-        parameters={"record_bytes": RECORD_BYTES, "file_bytes": file_bytes},
     )
 
 
@@ -118,7 +111,3 @@ def _device_bytes(fd: int) -> int:
 def _dirtied_bytes() -> int:
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
-
-
-if __name__ == "__main__":
-    sys.exit(main("sync_bytes", heats))

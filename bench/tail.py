@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.kit.floors import semaphore_relay, semaphore_round_trips
-from bench.kit.harness import Contender, Goal, Heat, Options, Outcome, latency, main
+from bench.kit.harness import Contender, Heat, Options, Outcome, latency
 from bench.kit.subject import on_log, open_log
 from bench.kit.workers import CONTEXT, in_child, run_workers
 
@@ -36,11 +35,8 @@ _PADDING = bytes(RECORD_BYTES - _STAMP.size)
 def heats(options: Options) -> Iterator[Heat]:
     rounds = ROUNDS_TOY if options.toy else ROUNDS
 
-    def semaphores(_directory: Path) -> Outcome:
-        return Outcome(latency(semaphore_round_trips(rounds, REST_S)))
-
-    def relay(_directory: Path) -> Outcome:
-        return Outcome(latency(semaphore_relay(rounds, REST_S)))
+    def floor(measure: Callable[[int, float], list[int]]) -> Callable[[Path], Outcome]:
+        return lambda _directory: Outcome(latency(measure(rounds, REST_S)))
 
     def pipe(_directory: Path) -> Outcome:
         ends = os.pipe()
@@ -64,16 +60,14 @@ def heats(options: Options) -> Iterator[Heat]:
     yield Heat(
         title=f"wake-up, {RECORD_BYTES} B",
         contenders=[
-            Contender("semaphore round trip", semaphores, "there and back"),
-            Contender("semaphore relay", relay, "one way, by way of a third process"),
+            Contender("semaphore round trip", floor(semaphore_round_trips), "there and back"),
+            Contender("semaphore relay", floor(semaphore_relay), "one way, by way of a third process"),
             Contender("pipe", pipe, "one way"),
             Contender("multiprocessing.Queue", mp_queue, "one way, by its feeder thread"),
             on_log("shmlog tail", tail, "one way, by way of the flusher"),
         ],
         columns=COLUMNS,
         compare="p50_us",
-        parameters={"record_bytes": RECORD_BYTES, "rest_us": REST_S * 1e6},
-        goals=(Goal("shmlog tail", at_most=5),),
     )
 
 
@@ -138,7 +132,3 @@ def _put_into_queue(barrier: Barrier, channel: Any, stamped: Iterator[Callable[[
 def _get_from_queue(barrier: Barrier, channel: Any, rounds: int) -> list[int]:
     barrier.wait()
     return [_since(channel.get(timeout=RECEIVE_TIMEOUT_S)) for _ in range(rounds)]
-
-
-if __name__ == "__main__":
-    sys.exit(main("tail", heats))

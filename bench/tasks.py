@@ -8,15 +8,13 @@ longest that the loop was away from a task that only wants to be woken every mil
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.kit.harness import Goal, Heat, Options, Outcome, main
+from bench.kit.harness import Heat, Options, alone
 from bench.kit.subject import on_log, open_log
-from bench.kit.workers import in_child
 
 CALLERS = (1, 64, 1000)
 RECORD = bytes(128)
@@ -27,26 +25,19 @@ TICK_S = 0.001
 
 def heats(options: Options) -> Iterator[Heat]:
     seconds = SECONDS_TOY if options.toy else SECONDS
-    for callers in (8,) if options.toy else CALLERS:
-
-        def threads(path: Path, callers: int = callers) -> Outcome:
-            return Outcome({"records_per_s": in_child(_threads, path, callers, seconds)})
-
-        def tasks(path: Path, callers: int = callers) -> Outcome:
-            rate, stall_ms = in_child(_tasks, path, callers, seconds)
-            return Outcome({"records_per_s": rate, "stall_ms": stall_ms})
-
+    for callers in (8,) if options.is_small else CALLERS:
         yield Heat(
             title=f"durable appends by {callers} callers of one process",
-            contenders=[on_log("threads", threads), on_log("tasks", tasks, "adurable, one loop")],
+            contenders=[
+                on_log("threads", alone(_threads, callers, seconds)),
+                on_log("tasks", alone(_tasks, callers, seconds), "adurable, one loop"),
+            ],
             columns=("records_per_s", "stall_ms"),
             compare="records_per_s",
-            parameters={"record_bytes": len(RECORD), "callers": callers},
-            goals=(Goal("tasks", at_least=0.8),),
         )
 
 
-def _threads(path: Path, callers: int, seconds: float) -> float:
+def _threads(path: Path, callers: int, seconds: float) -> dict[str, float]:
     with open_log(path, create=True) as log:
         log.append(RECORD, durable=True)
         counts = [0] * callers
@@ -62,10 +53,10 @@ def _threads(path: Path, callers: int, seconds: float) -> float:
             thread.start()
         for thread in running:
             thread.join()
-        return sum(counts) / (time.monotonic() - began)
+        return {"records_per_s": sum(counts) / (time.monotonic() - began)}
 
 
-def _tasks(path: Path, callers: int, seconds: float) -> tuple[float, float]:
+def _tasks(path: Path, callers: int, seconds: float) -> dict[str, float]:
     with open_log(path, create=True) as log:
         log.append(RECORD, durable=True)
         count, stall_s, running = 0, 0.0, True
@@ -93,8 +84,4 @@ def _tasks(path: Path, callers: int, seconds: float) -> tuple[float, float]:
             await ticking
 
         asyncio.run(everybody())
-        return count / (time.monotonic() - began), stall_s * 1e3
-
-
-if __name__ == "__main__":
-    sys.exit(main("tasks", heats))
+        return {"records_per_s": count / (time.monotonic() - began), "stall_ms": stall_s * 1e3}

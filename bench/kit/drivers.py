@@ -75,9 +75,9 @@ class StorePeer(Peer):
             spans = run_workers([(worker, (self, job, writer_no)) for writer_no in range(job.processes)])
             return outcome_of(job, chain.from_iterable(spans), self.read_back(job))
 
-    def read_back(self, job: Job) -> Digest:
-        """The digest of everything that an earlier job left."""
-        digest: Digest = in_child(_digest_store, self, job)
+    def read_back(self, job: Job) -> Digest | None:
+        """The digest of everything that an earlier job left; None of what keeps nothing."""
+        digest: Digest | None = in_child(_digest_store, self, job)
         return digest
 
     def read_all(self, job: Job) -> Outcome:
@@ -103,7 +103,7 @@ class Span:
     """of each record, if it was waited for"""
 
 
-def outcome_of(job: Job, spans: Iterable[Span], digest: Digest, end_ns: int = 0) -> Outcome:
+def outcome_of(job: Job, spans: Iterable[Span], digest: Digest | None, end_ns: int = 0) -> Outcome:
     """Rate of all writers together, and latency if they waited, with the digest to expect."""
     spans = list(spans)
     seconds = (max(end_ns, *(each.end_ns for each in spans)) - min(each.begin_ns for each in spans)) / 1e9
@@ -111,7 +111,7 @@ def outcome_of(job: Job, spans: Iterable[Span], digest: Digest, end_ns: int = 0)
     if samples := [sample for each in spans for sample in each.latencies_ns]:
         values |= latency(samples)
     counts = ((each.writer_no, each.warmup_records + each.records) for each in spans)
-    return Outcome(values, digest, expected_of_all(counts, job.record_bytes))
+    return Outcome(values, digest, expected_of_all(counts, job.record_bytes) if digest else None)
 
 
 def _append_one_by_one(barrier: Barrier, peer: StorePeer, job: Job, writer_no: int) -> list[Span]:

@@ -1,6 +1,7 @@
 """Floors: the least that a job could cost on this machine, measured like any contender.
 
 - os.write (peers/files.py): one system call a record, no frame, no checksum
+- empty C call: what Python takes to call a function that does nothing
 - mapped file: a copy into a prefaulted map; durable: and fdatasync
 - semaphore: two posix_ipc semaphores, posted back and forth by two processes
 - crc32c: the crc32c package over a buffer larger than the caches
@@ -22,6 +23,7 @@ import numpy as np
 
 from bench.kit.drivers import StorePeer
 from bench.kit.peer import Job, Writer
+from bench.kit.records import Digest
 from bench.kit.workers import Skipped, Target, run_workers
 
 CRC_BYTES = 64 << 20
@@ -50,6 +52,27 @@ class MappedFile(StorePeer):
             with path.open("rb") as file:
                 while (data := file.read(job.record_bytes)) and any(data[:16]):
                     yield data
+
+
+class EmptyCall(StorePeer):
+    """A call from Python into C, and nothing else."""
+
+    name = "an empty C call"
+    durability = "nothing is appended"
+
+    def open_writer(self, job: Job, durable: bool = False) -> Writer:
+        return _EmptyWriter(None, append=callable)
+
+    def records(self, job: Job) -> Iterator[bytes]:
+        return iter(())
+
+    def read_back(self, job: Job) -> Digest | None:
+        return None
+
+
+class _EmptyWriter(Writer):
+    def close(self) -> None:
+        pass
 
 
 class _MappedWriter(Writer):

@@ -75,10 +75,17 @@ def job_of(
 
 
 class Writer:
-    """One process's way in to a store. Methods a store lacks raise `Skipped`."""
+    """One process's way in to a store. Methods a store lacks raise `Skipped`.
 
-    def __init__(self, store: Any) -> None:
+    What is given to it is called directly: a method of ours around it would be measured with it.
+    """
+
+    def __init__(self, store: Any, append: Any = None, append_batch: Any = None) -> None:
         self.store = store
+        if append:
+            self.append = append  # type: ignore[method-assign]
+        if append_batch:
+            self.append_batch = append_batch  # type: ignore[method-assign]
 
     def append(self, data: bytes) -> object:
         """Append one record; return when it is as safe as the peer's `durability` says."""

@@ -1,4 +1,4 @@
-"""Results as a readable report: tables in Markdown, and a plot for each heat that has a rate.
+"""Results as tables in Markdown, which a terminal shows as well.
 
 This module knows result files. It may not know how they were made.
 """
@@ -9,84 +9,101 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.kit.harness import format_goal, format_value
-
-PLOT_INCHES = (8.0, 0.45)
-PLOTTED_COLUMNS = ("records_per_s", "p50_us")
+from bench.kit.machine import LOAD_BEFORE, OTHERS_PERCENT
 
 
-def write_report(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the report beside its plots, which are left out without matplotlib."""
-    machine = results[0]["machine"]
-    lines = [
+def write_report(result: Mapping[str, Any], path: Path) -> None:
+    """Write everything that was measured."""
+    parts = [
         "# Benchmark report",
-        "",
-        "Figures of one machine at one time; compare the ratios, which were taken in one run.",
-        "",
-        *[f"- {name.replace('_', ' ')}: {value}" for name, value in machine.items()],
-        "",
-        "## Goals",
-        "",
-        *_goal_lines(results),
+        "Figures of one machine at one time; compare the ratios, which were taken in one run. Behind a\n"
+        "median stand the least and the greatest of the repetitions. *load* is the load average before a\n"
+        "run and the share of the machine that others took during it, the greatest of the repetitions.",
+        "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in result["machine"].items()),
+        "## Figures to hold",
+        format_figures(result["figures"]),
     ]
-    for result in results:
-        lines += ["", f"## {result['workload']}", ""]
-        if result["toy"]:
-            lines += ["Toy size: the figures mean nothing.", ""]
-        for number, heat in enumerate(result["heats"]):
-            lines += _heat_lines(heat)
-            plot = path.with_name(f"{path.stem}-{result['workload']}-{number}.png")
-            if _plot(heat, plot):
-                lines += [f"![{heat['title']}]({plot.name})", ""]
-    path.write_text("\n".join(lines) + "\n")
+    if result["toy"]:
+        parts.insert(1, "Toy size: the figures mean nothing.")
+    workload = ""
+    for heat in result["heats"]:
+        if heat["workload"] != workload:
+            parts.append(f"## {(workload := heat['workload'])}")
+        parts.append(format_heat(heat))
+    path.write_text("\n\n".join(parts) + "\n")
 
 
-def _goal_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    goals = [(heat, goal) for result in results for heat in result["heats"] for goal in heat["goals"]]
-    return [f"- {heat['title']}: {format_goal(goal)}" for heat, goal in goals] or ["None judged."]
+def format_figures(figures: Sequence[Mapping[str, Any]]) -> str:
+    """The table of what is held; a plain note if nothing was judged."""
+    rows = []
+    for each in figures:
+        value = f"{format_value(each['value']['median'])} {each['of']}" if each["value"] else ""
+        of = f" of {each['strongest']}" if each["strongest"] else ""
+        measured = format_spread(each["figure"])
+        floor = f"{each['floor_varies']:.2f}x"
+        rows.append(
+            [each["what"], each["goal"], measured + of, value, str(each["runs"]), floor, each["verdict"]]
+        )
+    heading = ["what", "goal", "measured", "median", "runs", "floor varied", "verdict"]
+    return _table(heading, rows, left=(0, 1, 2, 6)) if rows else "None measured."
 
 
-def _heat_lines(heat: Mapping[str, Any]) -> list[str]:
-    columns = list(heat["columns"])
-    lines = [
-        f"### {heat['title']}",
-        "",
-        f"| | {' | '.join(columns)} | {heat['compare']} / {heat['baseline']} | |",
-        f"|---|{'---:|' * (len(columns) + 1)}---|",
+def format_heat(heat: Mapping[str, Any]) -> str:
+    """One heat as a table."""
+    columns = heat["columns"]
+    heading = ["", *columns, f"{heat['compare']} / {heat['baseline']}", "runs", "load", ""]
+    rows = [_row(row, columns) for row in heat["rows"]]
+    return f"### {heat['title']}\n\n" + _table(heading, rows, left=(0, len(heading) - 1))
+
+
+def _row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    runs = row["repetitions"]
+    remark = row["skipped"] or row["remark"]
+    if row["wrong"] or not runs:
+        said = "WRONG" if row["wrong"] else "skipped"
+        return [row["name"], *[""] * len(columns), said, "", "", row["wrong"] or remark]
+    cells = [format_value(row["median"].get(column)) for column in columns]
+    load = max(each[LOAD_BEFORE] for each in runs)
+    others = max(each[OTHERS_PERCENT] for each in runs)
+    return [
+        row["name"],
+        *cells,
+        format_spread(row["ratio"]),
+        str(len(runs)),
+        f"{load:.1f}, {others:.0f} %",
+        remark,
     ]
-    for row in heat["rows"]:
-        cells = [format_value(row["median"].get(column)) for column in columns]
-        ratio = row["ratio"]
-        spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
-        remark = row["wrong"] or row["skipped"] or row["remark"]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {spread} | {remark.replace('|', '/')} |")
-    return [*lines, ""]
 
 
-def _plot(heat: Mapping[str, Any], path: Path) -> bool:
-    """Bars of the first column worth a plot; whether one was made."""
-    column = next((each for each in PLOTTED_COLUMNS if each in heat["columns"]), None)
-    rows = [row for row in heat["rows"] if column in row["median"]]
-    if len(rows) < 2:
-        return False
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def format_spread(spread: Mapping[str, float] | None) -> str:
+    """A median with the least and the greatest."""
+    if spread is None:
+        return "-"
+    median, least, most = (_short(spread[name]) for name in ("median", "min", "max"))
+    return f"{median} ({least} to {most})"
 
-    figure, axes = pyplot.subplots(
-        figsize=(PLOT_INCHES[0], 1 + PLOT_INCHES[1] * len(rows)), layout="constrained"
-    )
-    names = [row["name"] for row in rows][::-1]
-    values = [row["median"][column] for row in rows][::-1]
-    colors = ["tab:orange" if name.startswith("shmlog") else "tab:blue" for name in names]
-    bars = axes.barh(names, values, color=colors)
-    axes.bar_label(bars, labels=[format_value(value) for value in values], padding=3, fontsize=8)
-    axes.margins(x=0.15)
-    axes.set_title(heat["title"])
-    axes.set_xlabel(str(column))
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-    return True
+
+def _short(value: float) -> str:
+    return format_value(value) if value >= 100 else f"{value:.2f}"
+
+
+def format_value(value: float | None) -> str:
+    """A figure with three significant digits, and thousands separated."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    lines = [[cell.replace("|", "/").replace("\n", " ") for cell in line] for line in (heading, *rows)]
+    widths = [max(3, *(len(line[number]) for line in lines)) for number in range(len(heading))]
+    widths[-1] = 3  # a remark may be long
+    rule = ["-" * width if number in left else "-" * (width - 1) + ":" for number, width in enumerate(widths)]
+    padded = [
+        [
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)

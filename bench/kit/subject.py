@@ -177,9 +177,7 @@ class ShmlogWriter(Writer):
     """`append` one by one; `append_many` in batches; `append(durable=True)`."""
 
     def __init__(self, log: Any) -> None:
-        super().__init__(log)
-        self.append = log.append  # type: ignore[method-assign]
-        self.append_batch = log.append_many  # type: ignore[method-assign]
+        super().__init__(log, log.append, log.append_many)
 
     def append_durable(self, data: bytes) -> None:
         self.store.append(data, durable=True)
@@ -189,21 +187,31 @@ class ArrayWriter(ShmlogWriter):
     """Batches by `append_array`: one record for each row."""
 
     def __init__(self, log: Any) -> None:
-        super().__init__(log)
-        self.append_batch = log.append_array  # type: ignore[method-assign]
+        Writer.__init__(self, log, log.append, log.append_array)
 
     def prepare_batch(self, records: Sequence[bytes]) -> NDArray[np.uint8]:
         return np.frombuffer(b"".join(records), dtype=np.uint8).reshape(len(records), -1)
+
+
+class FilledWriter(ShmlogWriter):
+    """Records made in a buffer of the caller's, which is then appended: what `reserve` is instead of."""
+
+    def __init__(self, log: Any) -> None:
+        Writer.__init__(self, log)
+        self.buffer = bytearray()
+
+    def append(self, data: bytes) -> None:
+        self.buffer[:] = data
+        self.store.append(self.buffer)
 
 
 class ReserveWriter(ShmlogWriter):
     """Records written in place: `with log.reserve(n) as r: r.buffer[:] = data`."""
 
     def __init__(self, log: Any) -> None:
-        super().__init__(log)
-        self.append = self._append_in_place  # type: ignore[method-assign]
+        Writer.__init__(self, log)
 
-    def _append_in_place(self, data: bytes) -> None:
+    def append(self, data: bytes) -> None:
         with self.store.reserve(len(data)) as reservation:
             reservation.buffer[:] = data
 

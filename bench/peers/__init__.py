@@ -32,4 +32,8 @@ PEERS: tuple[Peer, ...] = (
 def others(options: Options, but: Iterable[type[Peer]] = ()) -> list[Peer]:
     """The other systems; at toy size only those that need no build."""
     entered = [peer for peer in PEERS if not isinstance(peer, tuple(but))]
-    return [peer for peer in entered if not (options.toy and peer.heavy) or peer.name in options.only]
+    return [
+        peer
+        for peer in entered
+        if not (options.is_small and peer.heavy) or (options.only and options.wants(peer.name))
+    ]

@@ -46,7 +46,7 @@ class MpQueue(QueuePeer):
         channel.close()
 
     def open_sender(self, channel: Any, job: Job) -> Writer:
-        return _MpSender(channel)
+        return _MpSender(channel, channel.put)
 
     def collect(self, channel: Any, job: Job, ready: Callable[[], object]) -> Iterable[bytes]:
         fd = _open_log(job)
@@ -139,10 +139,6 @@ class _Ending:
 
 
 class _MpSender(Writer):
-    def __init__(self, channel: Any) -> None:
-        super().__init__(channel)
-        self.append = channel.put  # type: ignore[method-assign]
-
     def close(self) -> None:
         self.store.put(END)
         self.store.close()
@@ -162,7 +158,7 @@ class FasterFifo(QueuePeer):
         return Queue(max_size_bytes=FIFO_BYTES, loads=bytes, dumps=_same)
 
     def open_sender(self, channel: Any, job: Job) -> Writer:
-        return _FifoSender(channel)
+        return _FifoSender(channel, channel.put)
 
     def collect(self, channel: Any, job: Job, ready: Callable[[], object]) -> Iterable[bytes]:
         ready()
@@ -184,10 +180,6 @@ def _same(data: bytes) -> bytes:
 
 
 class _FifoSender(Writer):
-    def __init__(self, channel: Any) -> None:
-        super().__init__(channel)
-        self.append = channel.put  # type: ignore[method-assign]
-
     def close(self) -> None:
         self.store.put(_FIFO_END)
 

@@ -10,6 +10,7 @@ This module knows the verbs' words.  It may not know what a verb does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,9 +21,20 @@ from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Of the width that argparse asks shutil for, which keeps a third of a megabyte in every flusher."""
+    try:
+        width = int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(1).columns
+    except (ValueError, OSError):
+        width = 80
+    return argparse.HelpFormatter(prog, width=(width or 80) - 2)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="shmlog", description="A durable append-only log that many processes write."
+        prog="shmlog",
+        description="A durable append-only log that many processes write.",
+        formatter_class=_formatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
@@ -30,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(
         name: str, run: Callable[[argparse.Namespace], int], text: str, place: str = "DIR"
     ) -> argparse.ArgumentParser:
-        new = verbs.add_parser(name, help=text, description=text)
+        new = verbs.add_parser(name, help=text, description=text, formatter_class=_formatter)
         new.set_defaults(run=run, refuse=new.error)
         meant = {"DIR": "the log's directory", "URL": "of an archive: s3://BUCKET/PREFIX, file:///PATH ..."}
         if place:

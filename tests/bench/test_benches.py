@@ -9,45 +9,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.__main__ import WORKLOADS, heats_of, parse
+from bench.figures import BESIDE, FIGURES
+from bench.kit.judging import Bound, Figure, judged
+
 ROOT = Path(__file__).parents[2]
-WORKLOADS = (
-    "append",
-    "durable",
-    "tail",
-    "read",
-    "recovery",
-    "roll",
-    "first",
-    "idle",
-    "growth",
-    "sync_bytes",
-    "tasks",
-    "ship",
-)
 
 
 def run(workload: str, tmp_path: Path, *options: str) -> dict[str, Any]:
     """One workload's result at toy size."""
     path = tmp_path / "result.json"
-    command = [
-        sys.executable,
-        "-m",
-        f"bench.{workload}",
-        "--toy",
-        "--dir",
-        str(tmp_path),
-        "--json",
-        str(path),
-    ]
+    command = [sys.executable, "-m", "bench", workload, "--toy", "--dir", str(tmp_path), "--json", str(path)]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
-    loaded = json.loads(path.read_text())
-    result: dict[str, Any] = loaded[0] if isinstance(loaded, list) else loaded
+    result: dict[str, Any] = json.loads(path.read_text())
     return result
 
 
@@ -73,3 +54,36 @@ def test_an_append_costs_less_than_a_write_to_a_file(tmp_path: Path) -> None:
         if ratio > 1.3:
             return
     raise AssertionError(f"append() runs at {ratio:.2f} times the rate of os.write()")
+
+
+def test_every_figure_to_hold_names_a_heat_and_contenders_that_there_are() -> None:
+    workloads, _path, options = parse(["--budget", "1s"])
+    names = {
+        running.heat.title: {each.name for each in running.heat.contenders}
+        for running in heats_of(workloads, options)
+    }
+    for figure in FIGURES:
+        fitting = [names[title] for title in names if fnmatchcase(title, figure.heat)]
+        assert fitting and figure.names <= fitting[-1], figure.what
+    assert all(any(fnmatchcase(title, pattern) for title in names) for pattern in BESIDE)
+
+
+@pytest.mark.parametrize(
+    ("floor", "ours", "verdict"),
+    [
+        ([10.0, 10.0, 10.0], [20.0, 21.0, 9.0], "held"),
+        ([10.0, 10.0, 10.0], [11.0, 21.0, 9.0], "MISSED"),
+        ([10.0, 16.0, 10.0], [30.0, 40.0, 30.0], "no verdict: the floor varied by 1.6x"),
+        ([], [30.0], "not measured"),
+    ],
+)
+def test_a_figure_has_no_verdict_when_its_floor_varied(
+    floor: list[float], ours: list[float], verdict: str
+) -> None:
+    figure = Figure("f", "heat *", "shmlog", "rate", (Bound(at_least=2, against=("peer",)),), "")
+    rows = [
+        {"name": name, "repetitions": [{"rate": rate} for rate in rates]}
+        for name, rates in (("peer", floor), ("shmlog", ours))
+    ]
+    heat = {"title": "heat 1", "compare": "rate", "baseline": "peer", "rows": rows}
+    assert [each["verdict"] for each in judged([figure], [heat], toy=False)] == [verdict]

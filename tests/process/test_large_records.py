@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,42 @@ def test_bytes_of_a_reservation_changed_after_it_was_published_change_no_record(
         mine[:] = 9
         log.wait_committed()
         assert [bytes(record.data) for record in log.read()] == [b"\7" * 65536]
+
+
+def test_a_large_reservation_holds_nothing_of_an_earlier_one(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        for size in (200_000, 200_000, 100_000):
+            with log.reserve(size) as reservation:
+                assert bytes(reservation.buffer) == bytes(size)
+                reservation.buffer[:] = b"\xff" * size
+            del reservation
+        log.wait_committed()
+        assert [len(record.data) for record in log.read()] == [200_000, 200_000, 100_000]
+
+
+@pytest.mark.holds("A5")
+def test_an_array_of_a_reservation_that_changes_while_it_is_published_harms_nobody(log_path: Path) -> None:
+    views: list[np.ndarray] = []
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for view in views[-1:]:
+                np.invert(view, out=view)
+
+    with shmlog.open(log_path, create=True) as log:
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            for _ in range(20):
+                reservation = log.reserve(1 << 20)
+                views.append(reservation.array(np.uint8))
+                reservation.publish()
+        finally:
+            stop.set()
+            thread.join()
+        log.append(b"an innocent record", durable=True)
+    assert shmlog.verify(log_path).ok
 
 
 def test_a_payload_that_the_kernel_takes_in_small_parts_is_whole(shim: Path, log_path: Path) -> None:

@@ -86,6 +86,13 @@ typedef struct {
     guard_range_t *range;
 } ControlObject;
 
+/* What a large reservation is written to before it is put into the log. */
+typedef struct {
+    uint64_t bytes;
+    _Alignas(16) uint8_t payload[];
+} memory_t;
+#define SPARE_BYTES_MAX (8u << 20) /* kept for the next reservation */
+
 typedef struct {
     PyObject_HEAD
     writer_t w;
@@ -96,6 +103,7 @@ typedef struct {
     PyObject *_Atomic lsn_type;
     PyObject *_Atomic open[CLAIM_COUNT]; /* borrowed: the open reservation under each claim */
     _Atomic unsigned long open_by[CLAIM_COUNT]; /* and the thread that made it */
+    memory_t *_Atomic spare;                    /* of the large reservation that ended last */
 } WriterObject;
 
 /* A Mapping that takes over the hold on a map; NULL with an exception, and let go of. */

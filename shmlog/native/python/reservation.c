@@ -12,11 +12,32 @@ typedef struct {
     PyObject_HEAD
     WriterObject *writer;
     PyObject *mapping; /* keeps place.at alive */
-    uint8_t *memory;   /* of a large payload */
+    memory_t *memory;  /* of a large payload */
     place_t place;
     uint64_t generation;
     _Atomic int done;
 } ReservationObject;
+
+/* Memory for a large payload, all zeros: what an earlier reservation of the writer had, if it will do.
+ * To have the kernel make and clear pages for each costs more than the copy into them. */
+static memory_t *take_memory(WriterObject *self, uint64_t bytes) {
+    memory_t *spare = atomic_exchange(&self->spare, NULL);
+    if (spare && spare->bytes >= bytes) {
+        memset(spare->payload, 0, bytes);
+        return spare;
+    }
+    PyMem_RawFree(spare);
+    memory_t *fresh = PyMem_RawCalloc(1, sizeof *fresh + bytes);
+    if (fresh)
+        fresh->bytes = bytes;
+    return fresh;
+}
+
+static void give_memory(WriterObject *self, memory_t *memory) {
+    if (memory->bytes <= SPARE_BYTES_MAX)
+        memory = atomic_exchange(&self->spare, memory);
+    PyMem_RawFree(memory);
+}
 
 static int parse_size(WriterObject *self, PyObject *size, options_t *o, uint64_t *out) {
     if (!PyIndex_Check(size)) {
@@ -46,12 +67,13 @@ PyObject *Writer_reserve(WriterObject *self, PyObject *const *args, Py_ssize_t c
     if (!r)
         return NULL;
     atomic_store(&r->done, 1); /* nothing to give back yet */
-    if (bytes >= LARGE_BYTES && !(r->memory = PyMem_RawCalloc(bytes, 1))) {
+    if (bytes >= LARGE_BYTES && !(r->memory = take_memory(self, bytes))) {
         Py_DECREF(r);
         return PyErr_NoMemory();
     }
+    uint8_t *memory = r->memory ? r->memory->payload : NULL;
     int outcome, failed = begin(self, &r->place.t, &o) != 0;
-    while (!failed && (outcome = place_reserve(&self->w, bytes, o.tag, r->memory, &r->place)) != OUTCOME_DONE)
+    while (!failed && (outcome = place_reserve(&self->w, bytes, o.tag, memory, &r->place)) != OUTCOME_DONE)
         failed = again(self, outcome, &r->place.t, &o) != 0;
     Py_XDECREF(o.deadline);
     if (failed) {
@@ -222,8 +244,11 @@ static void Reservation_dealloc(ReservationObject *self) {
     PyObject_GC_UnTrack(self);
     Reservation_finalize((PyObject *)self);
     Py_XDECREF(self->mapping);
+    if (self->memory && self->writer)
+        give_memory(self->writer, self->memory);
+    else
+        PyMem_RawFree(self->memory);
     Py_XDECREF((PyObject *)self->writer);
-    PyMem_RawFree(self->memory);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }

@@ -88,6 +88,7 @@ static void Writer_dealloc(WriterObject *self) {
     Writer_clear(self);
     PyMem_RawFree(self->mappings);
     PyMem_RawFree(self->w.segments);
+    PyMem_RawFree(atomic_load(&self->spare));
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }
