@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.kit.harness import REPOSITORY, Contender, Heat, Options, Outcome, throughput
+from bench.kit.harness import Contender, Heat, Options, Outcome, throughput
+from bench.kit.machine import REPOSITORY
 from bench.kit.subject import append_rows, create_log, on_log, open_log
 from bench.kit.workers import in_child
 
@@ -40,7 +41,7 @@ def heats(options: Options) -> Iterator[Heat]:
     atexit.register(held.close)  # the heats are run when all of them are known
     directory = held.enter_context(tempfile.TemporaryDirectory(dir=options.directory))
     broker = held.enter_context(brokers.broker(Path(directory).resolve()))
-    for form, goal in (("chunks", 0.9), ("records", 0.8)):
+    for form in ("chunks", "records"):
         count = RECORDS_TOY if options.toy else RECORDS[form]
 
         def plain(_: Path, form: str = form, count: int = count) -> Outcome:
