@@ -141,16 +141,21 @@ class _Server:
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
         poller.register(self._door, select.POLLIN)
+        wires: dict[int, socket.socket] = {}
         while True:
             for ready, _ in poller.poll():
                 if ready == self._door.fileno():
-                    self._hear()
+                    wire, _ = self._door.accept()
+                    wires[wire.fileno()] = wire
+                    poller.register(wire, select.POLLIN)  # it may be stopped before it says anything
+                elif ready in wires:
+                    poller.unregister(ready)
+                    self._hear(wires.pop(ready))
                 elif not self._answer():
                     log.write_bytes(pickle.dumps(self._log))
                     return
 
-    def _hear(self) -> None:
-        wire, _ = self._door.accept()
+    def _hear(self, wire: socket.socket) -> None:
         with wire, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             kind, _, rest = wire.recv(1 << 16).partition(b" ")
             if kind == b"forget":
