@@ -192,6 +192,7 @@ class Appending(_native.Writer):
         who = blocked_by(control.load, self._participants)
         if who is not None:
             return f"{text}; {who}"
-        if (intent := control.load(CB.INTENT_LSN)) != NO_LSN:
-            return f"{text}; the flusher, {flusher}, is in a sync up to LSN {intent}: is the disk stuck?"
-        return f"{text}; is the flusher running?{trouble(self._directory, control)}"
+        why = trouble(self._directory, control)
+        if not why and (intent := control.load(CB.INTENT_LSN)) != NO_LSN:
+            why = f" A sync up to LSN {intent} has begun and not ended"
+        return f"{text}; is the flusher running?{why}"
