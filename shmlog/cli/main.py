@@ -179,6 +179,15 @@ def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--config", metavar="FILE", help="TOML: settings for the engine's library")
     sub.add_argument("--once", action="store_true", help="end when what is there now is shipped")
 
+    sub = verb("forward", engines.forward, "Forward OpenTelemetry's spans to a collector, as they come.")
+    sub.add_argument(
+        "--otlp", metavar="URL", required=True, help="of a collector, OTLP over HTTP: http://HOST:4318"
+    )
+    sub.add_argument("--name", default="forward", help="of the cursor that holds what is not forwarded")
+    sub.add_argument("--aside", metavar="DIR2", help="a log, made if absent, for what is refused for good")
+    sub.add_argument("--config", metavar="FILE", help="TOML: [otlp], headers, ca_file and timeout")
+    sub.add_argument("--once", action="store_true", help="end when what is there now is forwarded")
+
     sub = verb("archive", engines.archive, "Put sealed segments into an object store, as they come.")
     sub.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://, az://, file:///PATH")
     sub.add_argument("--name", default="archive", help="of the cursor that holds what is not archived")
