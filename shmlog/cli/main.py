@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from shmlog.cli import arguments as words
-from shmlog.cli import engines, health, records, upkeep
+from shmlog.cli import completions, engines, health, records, upkeep
 from shmlog.cli import top as show
 from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
+
+COMPLETIONS = "Print a script by which a shell completes shmlog's verbs, options and files."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--window-bytes", type=words.size, metavar="SIZE", help="a power of two (default 64MiB)")
     sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of the files, octal (default 600)")
     sub.add_argument("--exist-ok", action="store_true", help="no error if there is one of these sizes")
+    _choose_retention(sub)
 
     sub = verb("flush", upkeep.flush, "Be the log's flusher until SIGTERM or Ctrl-C.")
     sub.add_argument(
@@ -89,21 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
     sub = verb("configure", upkeep.configure, "Show how much of the log is kept, or change it.")
-    sub.add_argument(
-        "--retention-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
-    )
-    sub.add_argument(
-        "--retention-age",
-        type=words.age,
-        metavar="AGE",
-        help="how long: 90s, 10m, 2h, 7d; none: for ever",
-    )
-    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
-    sub.add_argument(
-        "--when-full",
-        choices=("wait", "trim"),
-        help="a cursor holds the budget back: writers wait, or not",
-    )
+    _choose_retention(sub)
     verb("info", upkeep.info, "Show what the log is and who uses it.", "DIR|URL")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
@@ -126,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
     _ask_whether_it_restarted(sub)
     _add_engines(verb)
+    sub = verb("completions", partial(completions.print_script, parser), COMPLETIONS, place="")
+    sub.add_argument("shell", choices=completions.SHELLS, help="whose")
     return parser
 
 
@@ -200,6 +192,19 @@ def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     sub = verb("restore", engines.restore, "Make a log's directory from an archive.", "URL")
     sub.add_argument("target", metavar="DIR", help="where nothing is yet")
+
+
+def _choose_retention(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--retain-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
+    )
+    sub.add_argument(
+        "--retain-age", type=words.age, metavar="AGE", help="how long: 90s, 10m, 2h, 7d; none: for ever"
+    )
+    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
+    sub.add_argument(
+        "--when-full", choices=("wait", "trim"), help="a cursor holds the budget back: writers wait, or not"
+    )
 
 
 def _choose_records(sub: argparse.ArgumentParser) -> None:

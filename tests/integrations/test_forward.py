@@ -328,7 +328,7 @@ def test_a_refused_record_is_set_aside_durably_and_the_others_arrive(
     lsns = [record.lsn for record in log.read()]
     collector.refuse = lambda names: bool({"2", "5"} & set(names))
     with (
-        shmlog.open(tmp_path / "aside", create=True, **SIZES) as aside,
+        shmlog.open(tmp_path / "aside", create=True, sync_interval=60.0, **SIZES) as aside,
         forwarder(log, collector, aside=aside) as forward,
     ):
         forward.run(once=True)
