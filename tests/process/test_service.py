@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -201,3 +202,28 @@ def test_a_flusher_that_was_started_on_demand_tells_nobody(
         log.append(b"", durable=True)
         assert log.statistics().flusher_pid is not None
         assert heard.silent(1.0), "it belongs to no service"
+
+
+def test_the_unit_of_the_page_works_on_the_first_start_and_on_the_next(tmp_path: Path, heard: Heard) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/sidecar-flusher.md").read_text()
+    (unit,) = re.findall(r"^```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    lines = dict(re.findall(r"^(ExecStartPre|ExecStart|Type|WantedBy)=(.*)$", unit, re.MULTILINE))
+    assert (lines["Type"], lines["WantedBy"]) == ("notify", "multi-user.target")
+
+    def command(name: str) -> list[str]:
+        program, *words = lines[name].split()
+        assert program.endswith("/shmlog")
+        return [sys.executable, "-m", "shmlog", *(w.replace("/var/lib/app", str(tmp_path)) for w in words)]
+
+    env = {**os.environ, **heard.environment}
+    for _ in range(2):
+        subprocess.run(command("ExecStartPre"), check=True, env=env, timeout=60, stdout=subprocess.DEVNULL)
+        with subprocess.Popen(command("ExecStart"), env=env, stderr=subprocess.DEVNULL) as process:
+            try:
+                heard.said("READY=1")
+                process.terminate()
+                heard.said("STOPPING=1")
+                assert process.wait(DEADLINE_S) == 0
+            finally:
+                process.kill()
+    shmlog.open(tmp_path / "events").close()
