@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--sync-interval", type=words.seconds, default=0.01, metavar="S", help="seconds (default 0.01)"
     )
-    sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of new files, octal (default 600)")
+    sub.add_argument("--mode", type=words.mode, help="mode of new files, octal (default: the log's)")
     sub.add_argument("--detach", action="store_true", help="go to the background; leave with the last user")
     sub.add_argument("--session", type=int, help=argparse.SUPPRESS)  # by handles: flushers.start
 

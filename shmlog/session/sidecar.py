@@ -55,14 +55,15 @@ def close_inherited() -> None:
                 os.close(fd)
 
 
-def run(path: str, sync_interval: float, mode: int, detach: bool, session: int | None = None) -> int:
+def run(path: str, sync_interval: float, mode: int | None, detach: bool, session: int | None = None) -> int:
     """Be the log's flusher; the exit status.  0 also when another one runs already and
-    this one was started on demand, or when the control block is not the one of `session`."""
-    files.check_mode(mode)
+    this one was started on demand, or when the control block is not the one of `session`.
+    mode: None: the log's own."""
     told: list[int] = []
     for number in _ENDING:  # from the first moment on: told to end, it leaves in order
         signal.signal(number, lambda number, _: told.append(number))
     where = directory.load(path)
+    mode = where.mode() if mode is None else files.check_mode(mode)
     _set_up_logging(where, mode, detach)
     lock = LockFile(where.lock_path)
     if not _take_lease(lock):
