@@ -98,7 +98,7 @@ def _text(facts: dict[str, Any]) -> str:
         done = f"shipped {facts['records']} records in {facts['chunks']} chunks"
     else:
         done = f"forwarded {facts['records']} records in {facts['requests']} requests"
-    more = {"errors of the engine": "retries", "spans rejected": "rejected", "records set aside": "aside"}
+    more = {"errors of the engine": "retries", "items rejected": "rejected", "records set aside": "aside"}
     trouble = "".join(f"; {text}: {facts[name]}" for text, name in more.items() if facts.get(name))
     return (
         f"{done}, up to LSN {facts['position_lsn']};"
@@ -182,7 +182,12 @@ def forward(chosen: argparse.Namespace) -> int:
     import shmlog
 
     with extra("otlp"):
-        from shmlog.integrations.forward import Forwarder
+        from shmlog.integrations.forward import SPANS, Forwarder, Signal
+    what = SPANS
+    if chosen.format == "logging":
+        from shmlog.integrations.otlplogs import Encoder
+
+        what = Signal("/v1/logs", None, Encoder())
     collector = _collector(chosen)
     check_place(chosen.directory)
     logging.basicConfig(format="shmlog: %(message)s")
@@ -191,7 +196,7 @@ def forward(chosen: argparse.Namespace) -> int:
         aside = None
         if chosen.aside is not None:
             aside = held.enter_context(shmlog.open(chosen.aside, create=True))
-        forwarder = held.enter_context(Forwarder(log, collector, name=chosen.name, aside=aside))
+        forwarder = held.enter_context(Forwarder(log, collector, what, name=chosen.name, aside=aside))
         with told_to_end(forwarder.stop):
             forwarder.run(chosen.once, _teller(forwarder))
         facts = _facts(forwarder)

@@ -175,6 +175,8 @@ def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--otlp", metavar="URL", required=True, help="of a collector, OTLP over HTTP: http://HOST:4318"
     )
+    text = "spans (default), or messages of shmlog.integrations.logging as OTLP logs"
+    sub.add_argument("--format", choices=("spans", "logging"), default="spans", help=text)
     sub.add_argument("--name", default="forward", help="of the cursor that holds what is not forwarded")
     sub.add_argument("--aside", metavar="DIR2", help="a log, made if absent, for what is refused for good")
     sub.add_argument("--config", metavar="FILE", help="TOML: [otlp], headers, ca_file and timeout")

@@ -1,4 +1,4 @@
-"""Forward: spans that were exported into a log, to a collector, over OTLP/HTTP, at least once.
+"""Forward: spans that were exported into a log, or messages, to a collector, over OTLP/HTTP, at least once.
 
     log        | batch | batch | other | batch ... durable_lsn
     request    | batch + batch |                     protobuf adds up: records are joined as they are
@@ -29,7 +29,7 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -80,6 +80,22 @@ class Answer(NamedTuple):
     body: bytes
 
 
+def as_it_is(record: shmlog.Record) -> memoryview:
+    """Of a record that is a request already."""
+    return record.data
+
+
+class Signal(NamedTuple):
+    """What is forwarded: where it is posted, which records are it, and what request each is."""
+
+    path: str
+    tags: int | None
+    encode: Callable[[shmlog.Record], bytes | memoryview]
+
+
+SPANS: Final = Signal("/v1/traces", TRACES, as_it_is)
+
+
 class Collector:
     """Where to post to: the base URL of a collector, http://host:4318, and what to say beside."""
 
@@ -95,7 +111,7 @@ class Collector:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("a collector's URL is http://HOST[:PORT][/PATH], or https://")
-        self._path = parts.path.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
+        self._base = parts.path.rstrip("/").removesuffix("/v1/traces")
         self._headers = {**(headers or {}), "Content-Type": "application/x-protobuf"}
         host, port = parts.hostname, parts.port
         if parts.scheme == "http":
@@ -104,24 +120,25 @@ class Collector:
             context = ssl.create_default_context(cafile=ca_file)
             self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
 
-    def post(self, data: bytes) -> Answer:
-        """The answer; EngineError if there is none.  Over a connection that was idle it is tried
-        twice: the other end may have closed it meanwhile."""
+    def post(self, path: str, data: bytes) -> Answer:
+        """The answer of what is at that path below the URL; EngineError if there is none.
+
+        Over a connection that was idle it is tried twice: the other end may have closed it meanwhile."""
         idle = self._connection.sock is not None
         try:
-            return self._post(data)
+            return self._post(path, data)
         except (http.client.HTTPException, OSError) as error:
             self.close()
             if not idle or isinstance(error, TimeoutError):
                 raise self._trouble(error) from error
         try:
-            return self._post(data)
+            return self._post(path, data)
         except (http.client.HTTPException, OSError) as error:
             self.close()
             raise self._trouble(error) from error
 
-    def _post(self, data: bytes) -> Answer:
-        self._connection.request("POST", self._path, data, self._headers)
+    def _post(self, path: str, data: bytes) -> Answer:
+        self._connection.request("POST", self._base + path, data, self._headers)
         response = self._connection.getresponse()
         body = response.read(ANSWER_BYTES_MAX)
         if response.will_close or not response.isclosed():
@@ -161,7 +178,7 @@ class ForwardStatistics:
     records: int = 0
     bytes: int = 0
     rejected: int = 0
-    """spans of accepted requests that the collector would not have"""
+    """spans, or messages, of accepted requests that the collector would not have"""
     aside: int = 0
     """records that were refused and set aside"""
     retries: int = 0
@@ -178,14 +195,16 @@ class _Part(NamedTuple):
 class Forwarder(Repeating):
     """Forwards one log to one collector, from one process.  A context manager.
 
-    name: of the cursor that keeps what is not forwarded. aside: a log that takes what the collector
-    refuses for good, durably; None: RefusedError.
+    signal: SPANS, or Signal("/v1/logs", None, otlplogs.Encoder()) for messages of logging's. name: of
+    the cursor that keeps what is not forwarded. aside: a log that takes what the collector refuses for
+    good, durably; None: RefusedError.
     """
 
     def __init__(
         self,
         log: shmlog.Log,
         collector: Collector,
+        signal: Signal = SPANS,
         *,
         name: str = "forward",
         aside: shmlog.Log | None = None,
@@ -193,7 +212,7 @@ class Forwarder(Repeating):
     ) -> None:
         self._cursor = log.cursor(name)  # first: it may be open elsewhere
         super().__init__(log)
-        self._collector, self._aside = collector, aside
+        self._collector, self._signal, self._aside = collector, signal, aside
         self._request_bytes = request_bytes
         self._position = self._seen = self._cursor.lsn
         self._parts: Iterator[_Part] = iter(())
@@ -244,7 +263,7 @@ class Forwarder(Repeating):
         """The log from begin to end in parts, at least one; the position is never within a record."""
         held: list[shmlog.Record] = []
         size = 0
-        for batch in self._log.read_batches(begin, end, TRACES):
+        for batch in self._log.read_batches(begin, end, self._signal.tags):
             for record in batch:
                 if held and size + len(record.data) > self._request_bytes:
                     yield _Part(held, record.lsn)
@@ -255,8 +274,8 @@ class Forwarder(Repeating):
 
     def _send(self, part: _Part) -> None:
         records = part.records
-        data = b"".join(record.data for record in records)
-        answer = self._collector.post(data)
+        data = b"".join(map(self._signal.encode, records))
+        answer = self._collector.post(self._signal.path, data)
         if 200 <= answer.status < 300:
             self._count(
                 requests=1, records=len(records), bytes=len(data), rejected=_rejected(answer, records)
@@ -349,14 +368,15 @@ def _text(answer: Answer) -> str:
 
 
 def _rejected(answer: Answer, records: list[shmlog.Record]) -> int:
-    """How many spans of an accepted request were rejected; reported here."""
+    """How many spans of an accepted request were rejected; reported here.  The answers for other
+    signals have the same two fields."""
     try:
         partial = ExportTraceServiceResponse.FromString(answer.body).partial_success
     except DecodeError:  # a proxy's page, JSON: it is accepted all the same
         return 0
     if partial.rejected_spans or partial.error_message:
         _logger.warning(
-            "the collector rejected %d spans of the records from LSN %d to %d: %s",
+            "the collector rejected %d items of the records from LSN %d to %d: %s",
             *(partial.rejected_spans, records[0].lsn, records[-1].lsn, partial.error_message),
         )
     return int(partial.rejected_spans)

@@ -6,6 +6,7 @@ import contextlib
 import email.utils
 import importlib.util
 import json
+import logging
 import os
 import random
 import signal
@@ -26,6 +27,7 @@ from shmlog.cli.main import main
 if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("google.protobuf") is None:
     pytest.skip("the extra otlp is not installed", allow_module_level=True)
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
@@ -33,8 +35,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from support.collector import Answer, Collector, names_in, partial
 
 import shmlog.integrations.forward as forwarding
-from shmlog.integrations.forward import CollectorError, Forwarder, RefusedError, headers_of
+from shmlog.integrations.forward import CollectorError, Forwarder, RefusedError, Signal, headers_of
+from shmlog.integrations.logging import ShmlogHandler
 from shmlog.integrations.opentelemetry import TRACES, ShmlogSpanExporter
+from shmlog.integrations.otlplogs import Encoder, severity
 from shmlog.integrations.repeating import EngineError
 
 SIZES: dict[str, Any] = {"segment_bytes": SEGMENT_BYTES, "window_bytes": SEGMENT_BYTES}
@@ -215,7 +219,7 @@ def test_the_cursor_waits_while_the_collector_is_overloaded(
     [
         ("7", 7, 7),
         ("999999", 3600, 3600),
-        (email.utils.formatdate(time.time() + 1000, usegmt=True), 500, 1000),
+        ("a date", 500, 1000),
         (email.utils.formatdate(0), 0, 0),
         ("soon", 0, 0),
         (None, 0, 0),
@@ -224,6 +228,8 @@ def test_the_cursor_waits_while_the_collector_is_overloaded(
 def test_retry_after_is_honoured_as_seconds_and_as_a_date(
     log: shmlog.Log, collector: Collector, text: str | None, low: float, high: float
 ) -> None:
+    if text == "a date":
+        text = email.utils.formatdate(time.time() + 1000, usegmt=True)
     export(log.path, ("a",))
     collector.answers.append(Answer(503, {} if text is None else {"Retry-After": text}))
     with forwarder(log, collector) as forward, pytest.raises(EngineError) as raised:
@@ -294,7 +300,7 @@ def test_spans_that_an_accepted_request_lost_are_reported(
     with forwarder(log, collector) as forward:
         forward.run(once=True)
         assert forward.statistics.rejected == 1
-    assert "rejected 1 spans of the records from LSN 0 to 0: too old" in caplog.text
+    assert "rejected 1 items of the records from LSN 0 to 0: too old" in caplog.text
     export(log.path, ("c",))
     collector.answers.append(Answer(accept=True, body=b"<html>\xff"))
     with forwarder(log, collector) as forward:
@@ -368,6 +374,48 @@ def test_headers_are_read_as_opentelemetry_writes_them() -> None:
         assert "secret" not in str(raised.value)
 
 
+def test_messages_of_logging_are_forwarded_as_log_records(log: shmlog.Log, collector: Collector) -> None:
+    logger = logging.Logger("app.db")
+    logger.addHandler(ShmlogHandler(log.path, timeout=30.0))
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        logger.exception("lost %d", 3, extra={"user": 7, "big": 1 << 70, "ok": True, "tree": {"a": [1]}})
+    log.append(b"\xff no message", tag=0)
+    with shmlog.open(log.path) as other:
+        other.wait_durable()
+    logger.handlers[0].close()
+    bodies: list[bytes] = []
+    collector.read = lambda data: bodies.append(data) or []  # type: ignore[func-returns-value]
+    with forwarder(log, collector, signal=Signal("/v1/logs", None, Encoder())) as forward:
+        forward.run(once=True)
+    assert [path for path, _ in collector.requests] == ["/v1/logs"]
+    request = ExportLogsServiceRequest.FromString(bodies[0])
+    (first, scope), (second, _) = [
+        (record, scope.scope.name)
+        for resource in request.resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
+    ]
+    assert (scope, first.body.string_value, first.severity_text) == ("app.db", "lost 3", "ERROR")
+    assert (first.severity_number, second.severity_number) == (17, 0)
+    assert abs(first.time_unix_nano - first.observed_time_unix_nano) < 60e9
+    found = {pair.key: pair.value for pair in first.attributes}
+    assert (found["user"].int_value, found["ok"].bool_value) == (7, True)
+    assert (found["big"].string_value, found["tree"].string_value) == (str(1 << 70), '{"a": [1]}')
+    assert "KeyError: 'gone'" in found["exception.stacktrace"].string_value
+    assert found["process.pid"].int_value == os.getpid()
+    assert second.body.string_value == "\ufffd no message"
+    assert any(pair.key == "service.name" for pair in request.resource_logs[0].resource.attributes)
+
+
+@pytest.mark.parametrize(
+    ("level", "number"), [(0, 0), (5, 3), (10, 5), (20, 9), (25, 11), (30, 13), (40, 17), (50, 21), (99, 24)]
+)
+def test_levels_between_those_of_logging_lie_between_those_of_opentelemetry(level: int, number: int) -> None:
+    assert severity(level) == number
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -395,6 +443,9 @@ def test_forward_once_says_how_far_and_sends_the_headers_of_files_and_the_enviro
     assert (headers["authorization"], headers["x-scope"]) == ("hunter2", "hunter2!")
     assert headers["content-type"] == "application/x-protobuf"
     assert "forwarded 0 records" in run(*options).stdout
+    collector.read = lambda data: ["message"] * len(ExportLogsServiceRequest.FromString(data).resource_logs)
+    run(log.path, "--otlp", collector.url, "--once", "--format", "logging", "--name", "messages")
+    assert (collector.spans, collector.requests[-1][0]) == (["a", "message"], "/v1/logs")
 
 
 def test_wrong_usage_and_what_cannot_go_on_say_so(

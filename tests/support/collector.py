@@ -69,6 +69,7 @@ class Collector:
 
     def __init__(self) -> None:
         self.answers: deque[Answer] = deque()
+        self.read: Callable[[bytes], list[str]] = names_in
         self.refuse: Callable[[list[str]], bool] = lambda names: False
         self.spans: list[str] = []
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -109,7 +110,7 @@ class Collector:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def _answer(self, handler: http.server.BaseHTTPRequestHandler, data: bytes) -> None:
-        names = names_in(data)
+        names = self.read(data)
         self.requests.append((handler.path, {k.lower(): v for k, v in handler.headers.items()}))
         if self.answers:
             answer = self.answers.popleft()
