@@ -21,8 +21,9 @@ from shmlog.errors import CorruptionError, FencedError
 
 if TYPE_CHECKING:
     from shmlog.integrations.archived import ArchivedLog
+    from shmlog.integrations.collector import Collector
     from shmlog.integrations.configuration import Target
-    from shmlog.integrations.forward import Collector, Forwarder
+    from shmlog.integrations.forward import Forwarder
     from shmlog.integrations.ship import Shipper, Sink
 
 FENCED = 3
@@ -158,22 +159,22 @@ def ship(chosen: argparse.Namespace) -> int:
 
 def _collector(chosen: argparse.Namespace) -> Collector:
     from shmlog.integrations import configuration
-    from shmlog.integrations.forward import Collector, headers_of
+    from shmlog.integrations.collector import Collector, check_url, headers_of
 
+    try:
+        check_url(chosen.otlp)
+    except ValueError as error:
+        chosen.refuse(f"argument --otlp: {error}")
     settings = dict(configuration.load(chosen.config).get("otlp", {}))
+    if unknown := settings.keys() - {"headers", "ca_file", "timeout"}:
+        raise ValueError(f"otlp.{min(unknown)} is no setting; headers, ca_file and timeout are")
     variable = next((name for name in HEADERS if os.environ.get(name)), "")
     try:
         headers = headers_of(os.environ.get(variable, "")) | dict(settings.pop("headers", {}))
     except ValueError as error:
         raise ValueError(f"{variable}: {error}") from None
     settings.setdefault("ca_file", os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE"))
-    if unknown := settings.keys() - {"ca_file", "timeout"}:
-        raise ValueError(f"otlp.{min(unknown)} is no setting; headers, ca_file and timeout are")
-    try:
-        return Collector(chosen.otlp, headers, **settings)
-    except ValueError as error:
-        chosen.refuse(f"argument --otlp: {error}")
-    raise AssertionError  # refuse() exits
+    return Collector(chosen.otlp, headers, **settings)
 
 
 def forward(chosen: argparse.Namespace) -> int:

@@ -18,37 +18,33 @@ Invariants
 A request whose answer was lost is sent again, and so is what the cursor had not passed when the
 forwarder died: a second's worth at most.  Collectors do not tell; what comes twice has the same ids.
 
-This module knows a log's public names and HTTP.  It may not know how spans come into the log.
+This module knows a log's public names and a collector's answers.  It may not know HTTP, nor how spans
+come into the log.
 """
 
 from __future__ import annotations
 
 import email.utils
-import http.client
 import logging
-import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 import shmlog
-from shmlog.integrations.configuration import refuse_secrets
+from shmlog.integrations.collector import Answer, Collector
 from shmlog.integrations.repeating import DURABLE_S, EngineError, Repeating
 
 TRACES: Final = 0x4F54_0001
 """The tag of records that are an ExportTraceServiceRequest: nobody's by chance."""
 REQUEST_BYTES: Final = 1 << 20
 """At most so much in a request, unless one record has more; collectors take 20 MiB by default."""
-TIMEOUT_S: Final = 10.0
 RETRY_AFTER_S_MAX: Final = 3600.0
 COMMIT_S: Final = 1.0
-ANSWER_BYTES_MAX: Final = 64 << 10
 
 AGAIN: Final = frozenset((429, 502, 503, 504))
 OF_THE_RECORD: Final = frozenset((400, 413, 422, 500))
@@ -71,15 +67,6 @@ class RefusedError(shmlog.ShmlogError):
         return f"the collector refuses the record at LSN {self.lsn}: {self.reason}"
 
 
-class Answer(NamedTuple):
-    """What a collector says to a request."""
-
-    status: int
-    reason: str
-    retry_after: str | None
-    body: bytes
-
-
 def as_it_is(record: shmlog.Record) -> memoryview:
     """Of a record that is a request already."""
     return record.data
@@ -94,78 +81,6 @@ class Signal(NamedTuple):
 
 
 SPANS: Final = Signal("/v1/traces", TRACES, as_it_is)
-
-
-class Collector:
-    """Where to post to: the base URL of a collector, http://host:4318, and what to say beside."""
-
-    def __init__(
-        self,
-        url: str,
-        headers: Mapping[str, str] | None = None,
-        *,
-        ca_file: str | None = None,
-        timeout: float = TIMEOUT_S,
-    ) -> None:
-        refuse_secrets(url)
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("a collector's URL is http://HOST[:PORT][/PATH], or https://")
-        self._base = parts.path.rstrip("/").removesuffix("/v1/traces")
-        self._headers = {**(headers or {}), "Content-Type": "application/x-protobuf"}
-        host, port = parts.hostname, parts.port
-        if parts.scheme == "http":
-            self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
-        else:
-            context = ssl.create_default_context(cafile=ca_file)
-            self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
-
-    def post(self, path: str, data: bytes) -> Answer:
-        """The answer of what is at that path below the URL; EngineError if there is none.
-
-        Over a connection that was idle it is tried twice: the other end may have closed it meanwhile."""
-        idle = self._connection.sock is not None
-        try:
-            return self._post(path, data)
-        except (http.client.HTTPException, OSError) as error:
-            self.close()
-            if not idle or isinstance(error, TimeoutError):
-                raise self._trouble(error) from error
-        try:
-            return self._post(path, data)
-        except (http.client.HTTPException, OSError) as error:
-            self.close()
-            raise self._trouble(error) from error
-
-    def _post(self, path: str, data: bytes) -> Answer:
-        self._connection.request("POST", self._base + path, data, self._headers)
-        response = self._connection.getresponse()
-        body = response.read(ANSWER_BYTES_MAX)
-        if response.will_close or not response.isclosed():
-            self.close()
-        return Answer(response.status, response.reason, response.getheader("Retry-After"), body)
-
-    def _trouble(self, error: Exception) -> EngineError:
-        where = f"{self._connection.host}:{self._connection.port}"
-        return EngineError(f"collector {where}: {type(error).__name__}: {error}")
-
-    def close(self) -> None:
-        """Close the connection; the next post() opens another."""
-        self._connection.close()
-
-
-def headers_of(text: str) -> dict[str, str]:
-    """Headers as OTEL_EXPORTER_OTLP_HEADERS has them: name=value,name=value, percent-encoded.
-
-    ValueError, which shows nothing of it.
-    """
-    found = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip():
-            raise ValueError("headers are name=value,name=value, percent-encoded")
-        found[name.strip()] = unquote(value.strip())
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.collector import Answer, Collector, names_in, partial
 
-import shmlog.integrations.forward as forwarding
-from shmlog.integrations.forward import CollectorError, Forwarder, RefusedError, Signal, headers_of
+import shmlog.integrations.collector as other_end
+from shmlog.integrations.collector import headers_of
+from shmlog.integrations.forward import CollectorError, Forwarder, RefusedError, Signal
 from shmlog.integrations.logging import ShmlogHandler
 from shmlog.integrations.opentelemetry import TRACES, ShmlogSpanExporter
 from shmlog.integrations.otlplogs import Encoder, severity
@@ -79,7 +80,7 @@ def export(path: object, *batches: tuple[str, ...]) -> None:
 
 
 def forwarder(log: shmlog.Log, collector: Collector, **options: Any) -> Forwarder:
-    return Forwarder(log, forwarding.Collector(collector.url, timeout=10.0), **options)
+    return Forwarder(log, other_end.Collector(collector.url, timeout=10.0), **options)
 
 
 def place(log: shmlog.Log, name: str = "forward") -> int:
@@ -282,7 +283,7 @@ def test_an_answer_that_takes_too_long_is_none(log: shmlog.Log, collector: Colle
     export(log.path, ("a",))
     late = threading.Event()
     collector.answers.append(Answer(accept=True, after=late))
-    with Forwarder(log, forwarding.Collector(collector.url, timeout=0.2)) as forward:
+    with Forwarder(log, other_end.Collector(collector.url, timeout=0.2)) as forward:
         with pytest.raises(EngineError, match="Timeout"):
             forward.step()
         late.set()
@@ -372,6 +373,24 @@ def test_headers_are_read_as_opentelemetry_writes_them() -> None:
         with pytest.raises(ValueError) as raised:
             headers_of(text)
         assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"x": "hunter2\nb"}},
+        {"headers": {"x": "hunter2\u20ac"}},
+        {"headers": {"x y": "hunter2"}},
+        {"headers": {"x": 2}},
+        {"timeout": "long"},
+        {"timeout": 0},
+        {"ca_file": "/no/such.pem"},
+    ],
+)
+def test_settings_that_are_none_are_named_and_not_shown(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"header|timeout|/no/such.pem: No such file") as raised:
+        other_end.Collector("https://127.0.0.1", **options)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_messages_of_logging_are_forwarded_as_log_records(log: shmlog.Log, collector: Collector) -> None:
