@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -20,11 +21,15 @@ from shmlog.errors import CorruptionError, FencedError
 
 if TYPE_CHECKING:
     from shmlog.integrations.archived import ArchivedLog
+    from shmlog.integrations.collector import Collector
     from shmlog.integrations.configuration import Target
+    from shmlog.integrations.forward import Forwarder
     from shmlog.integrations.ship import RecordSink, Shipper, Sink
 
 FENCED = 3
 """Exit status: another shipper has taken over, and this one must not be started again by itself."""
+HEADERS = "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"
+"""Where OpenTelemetry's own exporters look for them."""
 TELL_S = 60.0
 """How often stderr is told how far it is, while it goes on."""
 
@@ -108,7 +113,7 @@ def _kafka(chosen: argparse.Namespace, target: Target, log_id: str, settings: di
     )
 
 
-def _facts(shipper: Shipper) -> dict[str, Any]:
+def _facts(shipper: Shipper | Forwarder) -> dict[str, Any]:
     lag = shipper.lag
     return asdict(shipper.statistics) | {
         "lag_bytes": lag.bytes,
@@ -118,15 +123,20 @@ def _facts(shipper: Shipper) -> dict[str, Any]:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    trouble = f"; errors of the engine: {facts['retries']}" if facts["retries"] else ""
+    if "chunks" in facts:
+        done = f"shipped {facts['records']} records in {facts['chunks']} chunks"
+    else:
+        done = f"forwarded {facts['records']} records in {facts['requests']} requests"
+    more = {"errors of the engine": "retries", "items rejected": "rejected", "records set aside": "aside"}
+    trouble = "".join(f"; {text}: {facts[name]}" for text, name in more.items() if facts.get(name))
     return (
-        f"shipped {facts['records']} records in {facts['chunks']} chunks, up to LSN {facts['position_lsn']};"
+        f"{done}, up to LSN {facts['position_lsn']};"
         f" {facts['lag_records']} records ({facts['lag_bytes']} bytes, {facts['lag_seconds']:.1f} s) behind"
         f"{trouble}"
     )
 
 
-def _teller(shipper: Shipper) -> Callable[[], None]:
+def _teller(shipper: Shipper | Forwarder) -> Callable[[], None]:
     """What tells stderr, when it moved, and not too often."""
     told_at, told_lsn = time.monotonic(), -1
 
@@ -178,6 +188,54 @@ def ship(chosen: argparse.Namespace) -> int:
             report(error, chosen.json)
             return FENCED
         facts = _facts(shipper)
+    say(chosen, facts, _text(facts))
+    return 0
+
+
+def _collector(chosen: argparse.Namespace) -> Collector:
+    from shmlog.integrations import configuration
+    from shmlog.integrations.collector import Collector, check_url, headers_of
+
+    try:
+        check_url(chosen.otlp)
+    except ValueError as error:
+        chosen.refuse(f"argument --otlp: {error}")
+    settings = dict(configuration.load(chosen.config).get("otlp", {}))
+    if unknown := settings.keys() - {"headers", "ca_file", "timeout"}:
+        raise ValueError(f"otlp.{min(unknown)} is no setting; headers, ca_file and timeout are")
+    variable = next((name for name in HEADERS if os.environ.get(name)), "")
+    try:
+        headers = headers_of(os.environ.get(variable, "")) | dict(settings.pop("headers", {}))
+    except ValueError as error:
+        raise ValueError(f"{variable}: {error}") from None
+    settings.setdefault("ca_file", os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE"))
+    return Collector(chosen.otlp, headers, **settings)
+
+
+def forward(chosen: argparse.Namespace) -> int:
+    import logging
+
+    import shmlog
+
+    with extra("otlp"):
+        from shmlog.integrations.forward import SPANS, Forwarder, Signal
+    what = SPANS
+    if chosen.format == "logging":
+        from shmlog.integrations.otlplogs import Encoder
+
+        what = Signal("/v1/logs", None, Encoder())
+    collector = _collector(chosen)
+    check_place(chosen.directory)
+    logging.basicConfig(format="shmlog: %(message)s")
+    with contextlib.ExitStack() as held:
+        log = held.enter_context(shmlog.open(chosen.directory))
+        aside = None
+        if chosen.aside is not None:
+            aside = held.enter_context(shmlog.open(chosen.aside, create=True))
+        forwarder = held.enter_context(Forwarder(log, collector, what, name=chosen.name, aside=aside))
+        with told_to_end(forwarder.stop):
+            forwarder.run(chosen.once, _teller(forwarder))
+        facts = _facts(forwarder)
     say(chosen, facts, _text(facts))
     return 0
 

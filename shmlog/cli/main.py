@@ -13,12 +13,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from shmlog.cli import arguments as words
-from shmlog.cli import engines, health, records, upkeep
+from shmlog.cli import completions, engines, health, records, upkeep
 from shmlog.cli import top as show
 from shmlog.cli.output import drop_output, put, report
 from shmlog.errors import ShmlogError
+
+COMPLETIONS = "Print a script by which a shell completes shmlog's verbs, options and files."
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -62,12 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--window-bytes", type=words.size, metavar="SIZE", help="a power of two (default 64MiB)")
     sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of the files, octal (default 600)")
     sub.add_argument("--exist-ok", action="store_true", help="no error if there is one of these sizes")
+    _choose_retention(sub)
 
     sub = verb("flush", upkeep.flush, "Be the log's flusher until SIGTERM or Ctrl-C.")
     sub.add_argument(
         "--sync-interval", type=words.seconds, default=0.01, metavar="S", help="seconds (default 0.01)"
     )
-    sub.add_argument("--mode", type=words.mode, default=0o600, help="mode of new files, octal (default 600)")
+    sub.add_argument("--mode", type=words.mode, help="mode of new files, octal (default: the log's)")
     sub.add_argument("--detach", action="store_true", help="go to the background; leave with the last user")
     sub.add_argument("--session", type=int, help=argparse.SUPPRESS)  # by handles: flushers.start
 
@@ -101,21 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb("cursors", records.cursors, "List the named cursors, their lag and who has them open.")
     sub = verb("configure", upkeep.configure, "Show how much of the log is kept, or change it.")
-    sub.add_argument(
-        "--retention-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
-    )
-    sub.add_argument(
-        "--retention-age",
-        type=words.age,
-        metavar="AGE",
-        help="how long: 90s, 10m, 2h, 7d; none: for ever",
-    )
-    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
-    sub.add_argument(
-        "--when-full",
-        choices=("wait", "trim"),
-        help="a cursor holds the budget back: writers wait, or not",
-    )
+    _choose_retention(sub)
     verb("info", upkeep.info, "Show what the log is and who uses it.", "DIR|URL")
     sub = verb("recover", upkeep.recover, "Do to a log that nobody uses what the next opening would.")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
@@ -138,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--yes", action="store_true", help="do it; what is overwritten is kept in DIR/repaired")
     _ask_whether_it_restarted(sub)
     _add_engines(verb)
+    sub = verb("completions", partial(completions.print_script, parser), COMPLETIONS, place="")
+    sub.add_argument("shell", choices=completions.SHELLS, help="whose")
     return parser
 
 
@@ -210,6 +202,17 @@ def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--once", action="store_true", help="end when what is there now is shipped")
 
+    sub = verb("forward", engines.forward, "Forward OpenTelemetry's spans to a collector, as they come.")
+    sub.add_argument(
+        "--otlp", metavar="URL", required=True, help="of a collector, OTLP over HTTP: http://HOST:4318"
+    )
+    text = "spans (default), or messages of shmlog.integrations.logging as OTLP logs"
+    sub.add_argument("--format", choices=("spans", "logging"), default="spans", help=text)
+    sub.add_argument("--name", default="forward", help="of the cursor that holds what is not forwarded")
+    sub.add_argument("--aside", metavar="DIR2", help="a log, made if absent, for what is refused for good")
+    sub.add_argument("--config", metavar="FILE", help="TOML: [otlp], headers, ca_file and timeout")
+    sub.add_argument("--once", action="store_true", help="end when what is there now is forwarded")
+
     sub = verb("archive", engines.archive, "Put sealed segments into an object store, as they come.")
     sub.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://, az://, file:///PATH")
     sub.add_argument("--name", default="archive", help="of the cursor that holds what is not archived")
@@ -222,6 +225,19 @@ def _add_engines(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     sub = verb("restore", engines.restore, "Make a log's directory from an archive.", "URL")
     sub.add_argument("target", metavar="DIR", help="where nothing is yet")
+
+
+def _choose_retention(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--retain-bytes", type=words.budget, metavar="SIZE", help="keep the files within it; none: all"
+    )
+    sub.add_argument(
+        "--retain-age", type=words.age, metavar="AGE", help="how long: 90s, 10m, 2h, 7d; none: for ever"
+    )
+    sub.add_argument("--cursors", choices=("protect", "ignore"), help="whether what a cursor needs stays")
+    sub.add_argument(
+        "--when-full", choices=("wait", "trim"), help="a cursor holds the budget back: writers wait, or not"
+    )
 
 
 def _choose_records(sub: argparse.ArgumentParser) -> None:

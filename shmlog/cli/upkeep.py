@@ -23,7 +23,8 @@ def create(chosen: argparse.Namespace) -> int:
     from shmlog.tools.create import create
 
     sizes = chosen.segment_bytes, chosen.window_bytes
-    facts = create(chosen.directory, *sizes, chosen.mode, exist_ok=chosen.exist_ok)
+    kept = _retention(chosen)
+    facts = create(chosen.directory, *sizes, chosen.mode, exist_ok=chosen.exist_ok, retention=kept)
     say(chosen, facts, f"{'created' if facts['created'] else 'there is'} {facts['path']}")
     return 0
 
@@ -45,6 +46,16 @@ def trim(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _retention(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a Retention that are to change."""
+    given = {"cursors": chosen.cursors, "when_full": chosen.when_full}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name, value in (("bytes", chosen.retain_bytes), ("age", chosen.retain_age)):
+        if value is not None:
+            changes[name] = None if value < 0 else value
+    return changes
+
+
 def configure(chosen: argparse.Namespace) -> int:
     from dataclasses import replace
 
@@ -52,11 +63,7 @@ def configure(chosen: argparse.Namespace) -> int:
 
     check_place(chosen.directory)
     kept = configured(chosen.directory)
-    given = {"cursors": chosen.cursors, "when_full": chosen.when_full}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    for name, value in (("bytes", chosen.retention_bytes), ("age", chosen.retention_age)):
-        if value is not None:
-            changes[name] = None if value < 0 else value
+    changes = _retention(chosen)
     if changes:
         kept = replace(kept, **changes)
         configure(chosen.directory, retention=kept)

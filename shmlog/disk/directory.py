@@ -59,6 +59,10 @@ class Directory:
             return None
         return found.st_dev, found.st_ino
 
+    def mode(self) -> int:
+        """The mode of the log's files: that of shmlog.json, as its maker wanted it."""
+        return os.stat(identity_path(self.path)).st_mode & 0o664 | 0o600
+
     def sync_names(self) -> None:
         """Make durable that the log is there: whoever made it may have been killed before it did."""
         for path in (self.segments_path, self.path):

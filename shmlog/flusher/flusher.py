@@ -35,7 +35,7 @@ import faulthandler
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shmlog.disk.directory import Directory
 from shmlog.errors import AttachError, LogFailedError
@@ -60,7 +60,7 @@ log = logging.getLogger("shmlog.flusher")
 
 class Flusher:
     """One flusher's life: run() returns when stop() was called or, with linger=False,
-    when the last participant has gone."""
+    when the last participant has gone.  beside: loops in threads of their own, as its own."""
 
     def __init__(
         self,
@@ -72,7 +72,10 @@ class Flusher:
         mode: int,
         sync_interval: float,
         linger: bool,
+        beside: Sequence[Callable[[threading.Event], None]] = (),
     ) -> None:
+        self._beside = beside
+        self._round_at = [0.0, 0.0]
         self._geometry = directory.identity.geometry
         self._control = control
         self._native = control.native
@@ -80,9 +83,7 @@ class Flusher:
         self._linger = linger
         self._keeper = Keeper(control, directory)
         self._segments = OpenSegments(directory, mode, self._keeper.room)
-        self._syncer = Syncer(
-            control, self._segments, self._geometry, boot_id, sync_interval, self._keeper.step
-        )
+        self._syncer = Syncer(control, self._segments, self._geometry, boot_id, sync_interval, self._retain)
         self._preparer = Preparer(
             control,
             self._segments,
@@ -99,7 +100,7 @@ class Flusher:
             self._segments.memory,
             self._check,
             self._syncer.committed,
-            self._preparer.ask,
+            self._ask,
         )
         self._ending = threading.Event()
         self._broken: BaseException | None = None
@@ -113,7 +114,7 @@ class Flusher:
         self._keeper.begin()
         self._take_over()
         starts, served_at = self._native.load(CB.STARTS), time.monotonic()
-        loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop)
+        loops = (self._syncer.loop, self._preparer.loop, self._preparer.next_loop, *self._beside)
         threads = [threading.Thread(target=self._guarded, args=(loop,), daemon=True) for loop in loops]
         try:
             self._start(threads)
@@ -147,6 +148,20 @@ class Flusher:
         one die, once it serves; and longer each time if it breaks by itself."""
         self._native.store(CB.STARTING_NS, starting_ns)
         self._native.store(CB.STARTS, starts)
+
+    def stands_s(self) -> float | None:
+        """Seconds since the slower of committing and syncing came round last, which each does every
+        second though there be nothing to do; None: one has not yet."""
+        last = min(self._round_at)
+        return time.monotonic() - last if last else None
+
+    def _ask(self, reserved: int) -> None:
+        self._round_at[0] = time.monotonic()
+        self._preparer.ask(reserved)
+
+    def _retain(self, trim: Callable[[int], None]) -> float:
+        self._round_at[1] = time.monotonic()
+        return self._keeper.step(trim)
 
     def stop(self) -> None:
         """End run() soon; callable from a signal handler."""

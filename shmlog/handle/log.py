@@ -290,7 +290,7 @@ def open(
     retention: Retention | None = None,
     flusher: FlusherMode = "auto",
     sync_interval: float = 0.01,
-    mode: int = 0o600,
+    mode: int | None = None,
     timeout: float = 30.0,
 ) -> Log:
     """Open a log for appending and reading.
@@ -300,7 +300,8 @@ def open(
     64 MiB each by default; ValueError if given and different from an existing log's).
     retention: how much is kept from now on, as configure() says it; None: as it was.
     flusher: "auto" starts a flusher process when none runs; "external" never does.
-    sync_interval: seconds between syncs while nobody waits. mode: the files' mode.
+    sync_interval: seconds between syncs while nobody waits. mode: the files'; None: the log's
+    own, or 0o600 when it creates.
     timeout: seconds that anything of this handle may block unless told otherwise.
 
     Recovers the log if its control block is gone: CorruptionError when what was vouched
@@ -309,7 +310,7 @@ def open(
     """
     if flusher not in ("auto", "external"):
         raise ValueError(f'flusher must be "auto" or "external", not {flusher!r}')
-    files.check_mode(mode)
+    made_with = files.check_mode(0o600 if mode is None else mode)
     seconds = check_timeout(timeout)
     interval = check_timeout(sync_interval, "sync_interval")
     where = os.fsdecode(path)
@@ -317,9 +318,10 @@ def open(
         raise TypeError(f"retention must be a shmlog.Retention, not {type(retention).__name__}")
     surroundings.warn_of_network(where, stacklevel=2)
     if create and not directory.exists(where):
-        found = directory.create(where, Geometry.of(segment_bytes, window_bytes), mode)
+        found = directory.create(where, Geometry.of(segment_bytes, window_bytes), made_with)
     else:
         found = directory.load(where)
+    wanted = found.mode() if mode is None else mode
     has = found.identity.geometry
     for name, given, own in (
         ("segment_bytes", segment_bytes, has.segment_bytes),
@@ -328,5 +330,5 @@ def open(
         if given is not None and given != own:
             raise ValueError(f"{name}={given}, but the log {found.path} has {own}")
     if retention is not None and retention != settings.load_retention(found):
-        settings.store_retention(found, retention, mode)
-    return Log(found, flusher, interval, mode, seconds)
+        settings.store_retention(found, retention, wanted)
+    return Log(found, flusher, interval, wanted, seconds)

@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-SECRET_WORDS = ("password", "token", "secret", "seed", "passphrase", "account_key", "sas_key")
+SECRET_WORDS = (
+    *("password", "token", "secret", "seed", "passphrase", "account_key", "sas_key"),
+    *("authorization", "api-key", "api_key", "apikey", "cookie"),
+)
 """A setting whose name has one of these is never written out in a file of settings."""
 
 

@@ -11,7 +11,7 @@ Workers that were forked or spawned write the same log: a handle re-attaches by 
 A message never takes longer than the timeout: without room in the log it is given to
 logging's own handleError, as the standard handlers do, and lost.
 
-This module knows loggers and shmlog's public names.  It may not know how a log is written.
+This module knows loggers and an appender.  It may not know how a log is written.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import json
 import logging
 import os
 import threading
-import time
-import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import shmlog
+from shmlog.integrations.appender import Appender
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -51,71 +49,19 @@ def level_number(level: int | str | None) -> int:
     return number
 
 
-class _Sink:
+class _Sink(Appender):
     """A log that messages go into, opened at the first one."""
 
     def __init__(
         self, path: str | os.PathLike[str], durable_level: int | str | None, timeout: float, options: Any
     ) -> None:
-        self.path = os.fspath(path)
+        super().__init__(path, timeout, options)
         self.durable_level = level_number(durable_level)
-        self.timeout = timeout
-        self._options = options
-        self._lock = threading.Lock()
-        self._busy = threading.local()
-        self._closed = False
-        self._log: shmlog.Log | None = None
-        _sinks.add(self)
 
     def put(self, facts: Mapping[str, Any], level: int) -> None:
         """Append it, within the timeout, the opening included."""
-        if getattr(self._busy, "here", False):  # what shmlog itself has to say of this very call
-            return
-        deadline = time.monotonic() + self.timeout
         data = json.dumps(facts, default=str, ensure_ascii=False).encode(errors="backslashreplace")
-        tag = min(max(level, 0), 2**32 - 1)
-        self._busy.here = True
-        try:
-            log = self._log or self._opened(deadline)
-            left_s = max(0.0, deadline - time.monotonic())
-            log.append(data, tag, durable=level >= self.durable_level, timeout=left_s)
-        finally:
-            self._busy.here = False
-
-    def _opened(self, deadline: float) -> shmlog.Log:
-        if not self._lock.acquire(timeout=self.timeout):
-            raise TimeoutError(f"{self.path} is being opened by another thread")
-        try:
-            if self._closed:
-                raise shmlog.ClosedError(f"the sink of {self.path} has been closed")
-            if self._log is None:
-                left_s = max(0.0, deadline - time.monotonic())
-                self._log = shmlog.open(self.path, create=True, **{"timeout": left_s, **self._options})
-            return self._log
-        finally:
-            self._lock.release()
-
-    def after_fork(self) -> None:
-        """In the child: what another thread of the parent may have held."""
-        self._lock = threading.Lock()
-        self._busy = threading.local()
-
-    def close(self) -> None:
-        self._closed = True
-        log, self._log = self._log, None
-        if log is not None:
-            log.close()
-
-
-_sinks: weakref.WeakSet[_Sink] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for sink in list(_sinks):
-        sink.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+        self.append(data, min(max(level, 0), 2**32 - 1), level >= self.durable_level)
 
 
 class ShmlogHandler(logging.Handler):

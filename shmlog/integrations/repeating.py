@@ -30,6 +30,9 @@ _logger = logging.getLogger("shmlog.ship")
 class EngineError(OSError):
     """The engine could not be reached or did not do it; whether it did is not known. Try again."""
 
+    pause_s = 0.0
+    """the engine asks for so long a pause at least"""
+
 
 class Repeating:
     """What has a step and a loop around it."""
@@ -67,10 +70,11 @@ class Repeating:
                     done = self.step()
                 except EngineError as error:
                     failed_at = failed_at or time.monotonic()
-                    if once and time.monotonic() - failed_at > ONCE_S:
+                    wait_s = max(pause_s, error.pause_s)
+                    if once and max(error.pause_s, time.monotonic() - failed_at) > ONCE_S:
                         raise
-                    _logger.warning("%s; trying again in %.1f s", error, pause_s)
-                    self._sleep(pause_s)
+                    _logger.warning("%s; trying again in %.1f s", error, wait_s)
+                    self._sleep(wait_s)
                     pause_s = min(2 * pause_s, RETRY_S[1])
                     continue
                 pause_s, failed_at = RETRY_S[0], None

@@ -23,15 +23,18 @@ from shmlog.disk.directory import Directory
 from shmlog.errors import AttachError, FormatError
 from shmlog.flusher.flusher import Flusher
 from shmlog.format.layout import CB, ROLE_FLUSHER, ROLE_SIDECAR
-from shmlog.session.attachment import attach
+from shmlog.session.attachment import Attachment, attach
 from shmlog.session.departure import leave
 from shmlog.system import files
 from shmlog.system.deadlines import deadline_after, poll
 from shmlog.system.locks import LEASE_BYTE, LockFile
+from shmlog.system.notify import Manager
 
 LOG_BYTES_MAX = 1 << 20
 LEASE_PATIENCE_S = 0.5
 JOINING_S = 30.0
+STANDS_S = 5.0
+"""A loop that comes round more rarely makes no progress; at rest each does every second."""
 _ENDING = signal.SIGTERM, signal.SIGINT
 
 log = logging.getLogger("shmlog.flusher")
@@ -52,14 +55,15 @@ def close_inherited() -> None:
                 os.close(fd)
 
 
-def run(path: str, sync_interval: float, mode: int, detach: bool, session: int | None = None) -> int:
+def run(path: str, sync_interval: float, mode: int | None, detach: bool, session: int | None = None) -> int:
     """Be the log's flusher; the exit status.  0 also when another one runs already and
-    this one was started on demand, or when the control block is not the one of `session`."""
-    files.check_mode(mode)
+    this one was started on demand, or when the control block is not the one of `session`.
+    mode: None: the log's own."""
     told: list[int] = []
     for number in _ENDING:  # from the first moment on: told to end, it leaves in order
         signal.signal(number, lambda number, _: told.append(number))
     where = directory.load(path)
+    mode = where.mode() if mode is None else files.check_mode(mode)
     _set_up_logging(where, mode, detach)
     lock = LockFile(where.lock_path)
     if not _take_lease(lock):
@@ -106,13 +110,23 @@ def _serve(
         return 0  # as if there were no block
     generation = native.add(CB.GENERATION, 1) + 1
     native.store(CB.FLUSHER_PID, os.getpid())
+    manager = Manager(f"flusher {generation} of {where.path}", lambda: _trouble(flusher, joined))
+    beside = (manager.loop,) if linger else ()  # who starts one on demand may be a service itself
     flusher = Flusher(
-        where, joined.control, joined.participants, joined.number, joined.boot_id, mode, sync_interval, linger
+        *(where, joined.control, joined.participants, joined.number, joined.boot_id, mode, sync_interval),
+        linger,
+        beside,
     )
-    for number in _ENDING:
-        signal.signal(number, lambda *_: flusher.stop())
-    if told:
+
+    def end(*_: object) -> None:
         flusher.stop()
+        if linger:
+            manager.stopping()
+
+    for number in _ENDING:
+        signal.signal(number, end)
+    if told:
+        end()
     log.info("flusher %d of %s begins (pid %d)", generation, where.path, os.getpid())
     try:
         while not flusher.run() or not leave(flusher, joined, lock):
@@ -124,6 +138,16 @@ def _serve(
     finally:
         flusher.close()
     return 0
+
+
+def _trouble(flusher: Flusher, joined: Attachment) -> str | None:
+    """What a service manager should restart it for, as Manager asks it."""
+    if joined.control.failed:
+        return str(joined.control.failure())
+    stands_s = flusher.stands_s()
+    if stands_s is not None and stands_s > STANDS_S:
+        return "a loop stands still: is the disk stuck?"
+    return None if stands_s is None else ""
 
 
 def _set_up_logging(where: Directory, mode: int, detached: bool) -> None:

@@ -99,7 +99,7 @@ def backup(
     place = os.path.abspath(os.fsdecode(target))
     if os.path.realpath(place) == os.path.realpath(source.path):
         raise ValueError(f"{place} is the log itself")
-    mode = os.stat(directory.identity_path(source.path)).st_mode & 0o666
+    mode = source.mode()
     with contextlib.suppress(FileExistsError):
         files.make_directory(place, files.directory_mode(mode))
     files.check_directory(place)

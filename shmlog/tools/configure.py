@@ -21,8 +21,7 @@ def configure(path: str | os.PathLike[str], *, retention: Retention | None) -> N
     if retention is not None and not isinstance(retention, Retention):
         raise TypeError(f"retention must be a shmlog.Retention, not {type(retention).__name__}")
     where = directory.load(os.fsdecode(path))
-    mode = os.stat(directory.identity_path(where.path)).st_mode & 0o666
-    settings.store_retention(where, retention or Retention(), mode)
+    settings.store_retention(where, retention or Retention(), where.mode())
 
 
 def configured(path: str | os.PathLike[str]) -> Retention:

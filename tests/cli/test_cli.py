@@ -73,6 +73,32 @@ def test_append_whole_makes_one_record_and_says_where(log_path: Path) -> None:
     assert (record["lsn"], record["tag"], record["bytes"], record["text"]) == (0, 7, 4, "a\nb\n")
 
 
+def test_create_says_how_much_is_kept_also_of_a_log_that_is_there(log_path: Path) -> None:
+    sizes = ("--segment-bytes", "64K", "--window-bytes", "64K")
+    wrong = _run("create", log_path, *sizes, "--retain-bytes", "100K", status=1)
+    assert b"too small a budget" in wrong.stderr and not log_path.exists(), "nothing is made"
+    made = _json("create", log_path, *sizes, "--retain-bytes", "1M", "--cursors", "ignore")
+    kept = {"bytes": 1 << 20, "age_s": None, "cursors": "ignore", "when_full": "wait"}
+    assert made["retention"] == kept == _json("configure", log_path)
+    again = _json("create", log_path, "--exist-ok", "--retain-age", "7d", "--when-full", "trim")
+    assert (
+        again["retention"] == kept | {"age_s": 604800.0, "when_full": "trim"} == _json("configure", log_path)
+    )
+    assert _json("create", log_path, "--exist-ok")["retention"] == again["retention"]
+    assert _json("create", log_path, "--exist-ok", "--retain-bytes", "none")["retention"]["bytes"] is None
+
+
+def test_handles_and_verbs_that_name_no_mode_have_that_which_the_log_was_made_with(log_path: Path) -> None:
+    _run("create", log_path, "--mode", "640")
+    with shmlog.open(log_path) as log:
+        log.append(b"x", durable=True)
+        _run("append", log_path, stdin=b"y\n")
+        log.cursor("c").close()
+        (segment,) = log_path.glob("segments/*0.seg")
+        made = (segment, log_path / "cursors/c", log_path / "flusher.log", block_path(log_path))
+        assert [path.stat().st_mode & 0o777 for path in made] == [0o640] * 4
+
+
 def test_append_makes_each_line_readable_while_it_waits_for_the_next(log_path: Path) -> None:
     _run("create", log_path)
     with _appending(log_path) as process, shmlog.open_readonly(log_path) as readonly:

@@ -268,9 +268,9 @@ def test_the_command_says_what_it_copied(log_path: Path, tmp_path: Path, capfdbi
     assert main(["backup", str(log_path), str(tmp_path / "copy"), "--json"]) == 0
     facts = json.loads(capfdbinary.readouterr().out)
     assert facts["records"] == 300 and facts["begin_lsn"] == 0
-    assert main(["configure", str(log_path), "--retention-bytes=1M", "--retention-age=7d", "--json"]) == 0
+    assert main(["configure", str(log_path), "--retain-bytes=1M", "--retain-age=7d", "--json"]) == 0
     kept = json.loads(capfdbinary.readouterr().out)
     assert kept == {"bytes": 1 << 20, "age_s": 604800.0, "cursors": "protect", "when_full": "wait"}
-    assert main(["configure", str(log_path), "--retention-bytes", "none", "--when-full", "trim"]) == 0
+    assert main(["configure", str(log_path), "--retain-bytes", "none", "--when-full", "trim"]) == 0
     said = capfdbinary.readouterr().out
     assert b"everything is kept, for 604800 s; cursors: protect; when full: trim" in said

@@ -5,7 +5,10 @@ cursor comes, reads every record in order, and goes again; a view is held over w
 and now and then the flusher is killed.  What the files take is looked at all the time.
 
     tried     cursors that came and went, and flushers that were killed
-    figures   GB that went through, the most that the files took
+    figures   GB that went through, the most that the files took, cursors that held the budget back
+
+`make crash ARGS='--only retention --replay whole'` goes on until all 20 GB of the large budget's
+rounds are through, however long that takes.
 """
 
 from __future__ import annotations
@@ -28,11 +31,12 @@ LARGE = 1 << 30, 64 << 20
 SMALL = 64 << 20, 1 << 20
 """(budget, segment) in bytes, the small ones if there is less than LONG_S."""
 LONG_S = 120.0
+WHOLE_S = 3600.0
 ROUNDS = 20
 ROWS, COLUMNS = 64, 512
 ROW = np.dtype((np.uint64, COLUMNS))
-HELD_S = 0.5
-"""How long a slow cursor keeps what it has not read."""
+HELD_S = {LARGE: 3.0, SMALL: 0.5}
+"""How long a slow cursor keeps what it has not read: long enough for writers to use the budget up."""
 
 
 def _write(wire: Wire, path: Path, number: int) -> int:
@@ -69,8 +73,10 @@ class _Files(threading.Thread):
         self.join()
 
 
-def _cursor_comes_and_goes(log: shmlog.Log, until_s: float) -> str | None:
-    """Read in order, slowly, from a cursor of its own; what was wrong, if anything was."""
+def _cursor_comes_and_goes(log: shmlog.Log, held_s: float) -> tuple[str | None, bool]:
+    """Read in order, slowly, from a cursor of its own; what was wrong, if anything was, and whether
+    writers had to wait for it."""
+    until_s, held_back = time.monotonic() + held_s, False
     expected: dict[int, int] = {}
     with log.cursor("slow") as cursor:
         begin = cursor.lsn
@@ -78,7 +84,8 @@ def _cursor_comes_and_goes(log: shmlog.Log, until_s: float) -> str | None:
         view = None if held is None else held.array(ROW)
         before = None if view is None else view.copy()
         while time.monotonic() < until_s:
-            time.sleep(HELD_S / 5)
+            time.sleep(held_s / 5)
+            held_back = held_back or log.statistics().budget_held
             for batch in cursor.batches():
                 for number in (1, 2):
                     own = batch.array(ROW)[batch.tag == number][:, 1]
@@ -86,19 +93,20 @@ def _cursor_comes_and_goes(log: shmlog.Log, until_s: float) -> str | None:
                         continue
                     first = expected.get(number, int(own[0]))
                     if not np.array_equal(own, np.arange(first, first + len(own), dtype=np.uint64)):
-                        return f"the cursor from LSN {begin} missed records of writer {number} near {first}"
+                        wrong = f"the cursor from LSN {begin} missed records of writer {number} near {first}"
+                        return wrong, held_back
                     expected[number] = first + len(own)
             cursor.commit()
     log.remove_cursor("slow")
-    time.sleep(HELD_S / 2)
+    time.sleep(held_s / 4)
     if view is not None and not np.array_equal(view, before):
-        return f"a live view from LSN {begin} on has changed"
-    return None
+        return f"a live view from LSN {begin} on has changed", held_back
+    return None, held_back
 
 
-def _run(budget: Budget) -> Tally:
+def _run(budget: Budget, whole: bool = False) -> Tally:
     tally = Tally()
-    budget_bytes, segment_bytes = LARGE if budget.left_s() >= LONG_S else SMALL
+    sizes = budget_bytes, segment_bytes = LARGE if budget.left_s() >= LONG_S else SMALL
     directory = tempfile.mkdtemp(prefix="shmlog-retention-")
     path = Path(directory) / "log"
     kept = shmlog.Retention(bytes=budget_bytes)
@@ -106,7 +114,7 @@ def _run(budget: Budget) -> Tally:
         with shmlog.open(
             path, create=True, segment_bytes=segment_bytes, window_bytes=segment_bytes, retention=kept
         ) as log:
-            files, turn = _Files(path), 0
+            files, turn, times_held = _Files(path), 0, 0
             files.start()
             with Child(_write, path, 1) as one, Child(_write, path, 2) as two:
                 while budget.left_s() > 3 and log.reserved_lsn < ROUNDS * budget_bytes:
@@ -114,7 +122,8 @@ def _run(budget: Budget) -> Tally:
                     if not budget.goes_on(tally):
                         break
                     dice = budget.random(turn)
-                    wrong = _cursor_comes_and_goes(log, time.monotonic() + HELD_S * (1 + dice.random()))
+                    wrong, held_back = _cursor_comes_and_goes(log, HELD_S[sizes] * (1 + dice.random()))
+                    times_held += held_back
                     if wrong:
                         tally.violate(wrong)
                         break
@@ -132,6 +141,9 @@ def _run(budget: Budget) -> Tally:
             tally.figures["GB through"] = round(log.reserved_lsn / 1e9, 2)
             tally.figures["budget MB"] = round(budget_bytes / 1e6)
             tally.figures["most MB"] = round(files.most / 1e6)
+            tally.figures["times held back"] = times_held
+            if whole and log.reserved_lsn < ROUNDS * budget_bytes:
+                tally.violate(f"only {log.reserved_lsn} bytes went through in {budget.spent_s():.0f} s")
             if files.most > budget_bytes:
                 tally.violate(f"the files took {files.most} bytes of a budget of {budget_bytes}")
             if log.reserved_lsn > 2 * budget_bytes and not log.trimmed_lsn:
@@ -151,6 +163,12 @@ def _missing() -> str | None:
     return None if free > 2 * LARGE[0] else f"only {free >> 20} MiB are free where temporary files go"
 
 
+def _replay(name: str) -> Tally:
+    if name != "whole":
+        raise SystemExit("retention: the only replay is 'whole'")
+    return _run(Budget(WHOLE_S, 0), whole=True)
+
+
 RECIPE = Recipe(
     "retention",
     "a budget that writers, a slow cursor and killed flushers press on",
@@ -158,4 +176,5 @@ RECIPE = Recipe(
     (Goal("tried", 20), Goal("budgets through", 5)),
     60.0,
     missing=_missing,
+    replay=_replay,
 )
