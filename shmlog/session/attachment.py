@@ -166,7 +166,7 @@ def _join_or_make(
         log.warning("replacing a control block that nobody uses: %s", error)
         block.unlink_all(identity.log_id)
     else:
-        doubt = None if somebody_lives(lock) else _doubt(directory, control, mode)
+        doubt = None if somebody_lives(lock) else _doubt(directory, control, mode, make)
         if doubt is None:
             return control, None, None
         log.warning(
@@ -184,21 +184,23 @@ def _join_or_make(
     return control, found, first
 
 
-def _doubt(directory: Directory, control: ControlBlock, mode: int) -> str | None:
+def _doubt(directory: Directory, control: ControlBlock, mode: int, make: bool) -> str | None:
     """Why a block that nobody has guarded is not believed, if so (E1).  CorruptionError: what
     it calls durable is not in the files."""
     why = None
-    if control.failed:  # E2
+    if control.failed and make:  # E2
         number, lsn = control.load(CB.FAILED_ERRNO), control.load(CB.FAILED_LSN)
         known = not control.lost and number in errno.errorcode
         failure.note(directory, Failure(number if known else 0, lsn if known else 0), mode)
         why = control.failure().what
-    if control.lost:
-        return why
+        if control.lost:
+            return why
     try:
         trimmed, committed = control.bounds()
     except LogFailedError as damage:
         return damage.what  # no flusher can serve it, so none would take it away
+    if control.failed and not make:
+        return None  # a flusher that came too late takes it away, and makes no other
     geometry, durable = directory.identity.geometry, control.durable_lsn
     begin = max(trimmed, geometry.segment_begin(max(0, durable - 1)))
     problem, bad = _missing(directory, begin, max(committed, control.load(CB.PREPARED_LSN)))

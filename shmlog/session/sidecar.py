@@ -24,7 +24,7 @@ from shmlog.errors import AttachError, FormatError
 from shmlog.flusher.flusher import Flusher
 from shmlog.format.layout import CB, ROLE_FLUSHER, ROLE_SIDECAR
 from shmlog.session.attachment import Attachment, attach
-from shmlog.session.departure import leave
+from shmlog.session.departure import leave, leave_unserved
 from shmlog.system import files
 from shmlog.system.deadlines import deadline_after, poll
 from shmlog.system.locks import LEASE_BYTE, LockFile
@@ -106,7 +106,7 @@ def _serve(
         return 0  # whoever started this one has gone, and another flusher finished the log
     native = joined.control.native
     if session is not None and native.load(CB.CREATED_NS) != session:
-        joined.detach()
+        leave_unserved(joined)  # it may be one that this process has just made
         return 0  # as if there were no block
     generation = native.add(CB.GENERATION, 1) + 1
     native.store(CB.FLUSHER_PID, os.getpid())

@@ -468,7 +468,7 @@ MENDED = (
         f"{SURVIVOR}files_that_lost_what_was_durable_are_refused_and_not_touched",
         (
             "session/attachment.py",
-            "None if somebody_lives(lock) else _doubt(directory, control, mode)",
+            "None if somebody_lives(lock) else _doubt(directory, control, mode, make)",
             "_doubt(directory, control) if control.failed else None",
         ),
     ),
