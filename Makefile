@@ -25,7 +25,7 @@ demo-cluster: .venv/.has-demo .venv/.has-engines ## ship the same departures to 
 	$(BIN)/python docs/demo/cluster.py $(ARGS)
 
 test: .venv/.has-test ## run the tests, but for the long torture runs
-	$(BIN)/python -m pytest -m "not crash" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not crash" -n 3 --dist loadfile $(ARGS)
 
 crash: .venv/.has-test ## torture a log for TIME seconds (600) and print what was counted
 	cd tests && ../$(BIN)/python -m crash --time $(TIME) $(ARGS)
