@@ -226,6 +226,8 @@ def test_a_successor_writes_anew_what_the_dead_flusher_may_have_synced(
         try:
             flusher._take_over()
             assert not rewritten, "what is not committed may still be stored to"
+            flusher.settle()
+            assert log.durable_lsn == reserved
             log.append(b"of the new one's own time")
             flusher.settle()
         finally:
