@@ -169,7 +169,9 @@ class OpenSegments:
 
     def close_below(self, lsn: int) -> None:
         """Let go of the segments that end at or below lsn."""
-        if all(first + self._geometry.segment_bytes > lsn for first in tuple(self._open)):
+        # A list of a dict is made in one go; a tuple allocates within its loop, where the collector may
+        # run and another thread add a segment.  The lock may be held by one that waits for the disk.
+        if all(first + self._geometry.segment_bytes > lsn for first in list(self._open)):
             return
         with self._lock:
             for first in [first for first in self._open if first + self._geometry.segment_bytes <= lsn]:
