@@ -3,6 +3,7 @@
     python -m crash.figures run.json                          print it
     python -m crash.figures run.json docs/explanation/durability.md
                                                               put it between its markers there
+    python -m crash.figures run.json again.json page.md       of a recipe that was run again, the last
 
 This module knows what a run has counted.  It may not know how.
 """
@@ -75,27 +76,40 @@ def _processor() -> str:
     )
 
 
-def markdown(run: Mapping[str, Any]) -> str:
-    """The table, below a line that says when and where."""
-    of = run["machine"]
-    short = sum(not goal["reached"] for one in run["recipes"].values() for goal in one["goals"])
-    violations = sum(len(one["tally"]["violations"]) for one in run["recipes"].values())
-    lines = [
-        f"{run['began']}, commit {of['commit']}, Python {of['Python']}, {of['kernel']}, {of['processors']};"
-        f" seed {run['seed']}, {run['seconds'] // 60} minutes: {violations} violations,"
-        f" {short or 'no'} goal{'' if short == 1 else 's'} missed.",
+def markdown(*runs: Mapping[str, Any]) -> str:
+    """The table, below a line for each run that says when and where.  Of a recipe that was run
+    again only the last run counts; its number says which that is."""
+    last = {name: number for number, run in enumerate(runs) for name in run["recipes"]}
+    lines = []
+    for number, run in enumerate(runs):
+        counted = [one for name, one in run["recipes"].items() if last[name] == number]
+        short = sum(not goal["reached"] for one in counted for goal in one["goals"])
+        violations = sum(len(one["tally"]["violations"]) for one in counted)
+        of = run["machine"]
+        lines.append(
+            f"{f'{number + 1}. ' if len(runs) > 1 else ''}{run['began']}, commit {of['commit']},"
+            f" Python {of['Python']}, {of['kernel']}, {of['processors']};"
+            f" seed {run['seed']}, {run['seconds'] // 60} minutes: {violations} violations,"
+            f" {short or 'no'} goal{'' if short == 1 else 's'} missed."
+        )
+    numbered = len(runs) > 1
+    lines += [
         "",
-        "| recipe | tried | survived | refused | violations | goals |",
-        "|---|---:|---:|---:|---:|---|",
+        f"| recipe | {'run | ' if numbered else ''}tried | survived | refused | violations | goals |",
+        f"|---|{'---:|' if numbered else ''}---:|---:|---:|---:|---|",
     ]
-    for name, one in run["recipes"].items():
+    for name, number in last.items():
+        one = runs[number]["recipes"][name]
         tally = one["tally"]
         goals = "; ".join(goal["text"] + ("" if goal["reached"] else " (**short**)") for goal in one["goals"])
         counts = (
             f"{tally['tried']:,} | {tally['survived']:,} | {tally['refused']:,} | {len(tally['violations'])}"
         )
-        lines.append(f"| `{name}`: {one['title']} | {counts} | {goals} |")
-    lines += [f"| `{name}` | not run: {why} | | | | |" for name, why in run["skipped"].items()]
+        run_number = f"{number + 1} | " if numbered else ""
+        lines.append(f"| `{name}`: {one['title']} | {run_number}{counts} | {goals} |")
+    skipped = {name: why for run in runs for name, why in run["skipped"].items() if name not in last}
+    columns = " |" * (5 + numbered)
+    lines += [f"| `{name}` | not run: {why}{columns}" for name, why in skipped.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -109,10 +123,11 @@ def put(page: Path, table: str) -> None:
 
 
 def main() -> int:
-    table = markdown(json.loads(Path(sys.argv[1]).read_text()))
-    if len(sys.argv) > 2:
-        put(Path(sys.argv[2]), table)
-    else:
+    pages = [Path(name) for name in sys.argv[1:] if name.endswith(".md")]
+    table = markdown(*(json.loads(Path(name).read_text()) for name in sys.argv[1:] if name.endswith(".json")))
+    for page in pages:
+        put(page, table)
+    if not pages:
         print(table, end="")
     return 0
 

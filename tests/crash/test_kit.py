@@ -66,6 +66,10 @@ def test_the_table_of_a_run_says_what_was_missed_and_stands_between_its_markers(
     )
     assert "not run: needs winter" in table
     assert "1 violations, 1 goal missed" in table
+    again = figures.report({"sleet": recipe}, {"sleet": (Tally(10, 10, 0, [], {"wet": 1}), 1.0)}, {}, 8, 60.0)
+    both = figures.markdown(run, again)
+    assert "| `sleet`: a roof with a hole | 2 | 10 | 10 | 0 | 0 | 10 of 10 tried; 1 of 1 wet |" in both
+    assert "1 violations" not in both, "of the first run nothing is left"
     page = tmp_path / "page.md"
     page.write_text(f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n")
     figures.put(page, table)
