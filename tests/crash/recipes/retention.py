@@ -173,7 +173,7 @@ RECIPE = Recipe(
     "retention",
     "a budget that writers, a slow cursor and killed flushers press on",
     _run,
-    (Goal("tried", 20), Goal("budgets through", 5)),
+    (Goal("tried", 5), Goal("budgets through", 5)),
     60.0,
     missing=_missing,
     replay=_replay,
