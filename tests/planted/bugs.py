@@ -395,7 +395,7 @@ MENDED = (
     ),
     bug(
         "an overwritten committed_lsn is believed",
-        f"{SCRIBBLED}[COMMITTED_LSN-two segments more]",
+        "process/test_scribbled_block.py::test_watermarks_out_of_order_are_damage_that_a_reader_is_told_of",
         (
             "memory/control.py",
             "    if not trimmed <= durable",

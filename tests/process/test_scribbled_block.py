@@ -108,3 +108,19 @@ def test_an_overwritten_reason_for_a_full_disk_is_told_as_it_is(log_path: Path) 
         with pytest.raises(shmlog.LogFullError, match=f"cannot prepare more: Unknown error {2**64 - 1}"):
             log.append(b"x")
     lose_shared_memory(log_path)
+
+
+def test_watermarks_out_of_order_are_damage_that_a_reader_is_told_of(log_path: Path) -> None:
+    """Nobody else is there who might see it first."""
+    with shmlog.open(
+        log_path,
+        create=True,
+        segment_bytes=SEGMENT_BYTES,
+        window_bytes=SEGMENT_BYTES,
+        flusher="external",
+        timeout=1,
+    ) as log:
+        log._joined.control.native.store(CB.COMMITTED_LSN, 2 * SEGMENT_BYTES)
+        with pytest.raises(shmlog.LogFailedError, match="the control block is damaged"):
+            list(log.read())
+    lose_shared_memory(log_path)
