@@ -14,6 +14,7 @@ import pytest
 from support import nats as servers
 from support import valkey
 from support.processes import until
+from support.serving import free_ports
 from support.shipping import SMALL, assert_shipped, fill
 
 import shmlog
@@ -163,7 +164,7 @@ def test_wrong_usage_and_what_cannot_go_on_say_so(
 
 @pytest.mark.parametrize("kind", ["env", "file", "written out", "missing"])
 def test_secrets_come_from_files_and_the_environment(log: shmlog.Log, tmp_path: Path, kind: str) -> None:
-    guarded = servers.Server(tmp_path / "guarded", *servers.free_ports(1))
+    guarded = servers.Server(tmp_path / "guarded", *free_ports(1))
     settings = guarded.path / "server.conf"
     settings.write_text(settings.read_text() + '\nauthorization { user: "me", password: "hunter2" }')
     (tmp_path / "secret").write_text("hunter2\n")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from support import kafka as brokers
 from support.processes import Child, Wire, until
+from support.serving import free_ports
 from support.shipping import SMALL, assert_shipped, fill, records
 
 import shmlog
@@ -651,7 +652,7 @@ def test_a_broker_that_is_not_there_is_an_error_to_try_again(
     log: shmlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shmlog.integrations.kafka_places.TIMEOUT_S", 0.3)
-    (port,) = brokers.free_ports(1)
+    (port,) = free_ports(1)
     with Shipper(log, KafkaSink([f"127.0.0.1:{port}"], "S", log.log_id, replicas=1)) as shipper:
         log.append(b"x", durable=True)
         for _ in range(2):

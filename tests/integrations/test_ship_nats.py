@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import nats as servers
 from support.processes import Child, Wire, until
+from support.serving import free_ports
 from support.shipping import SMALL, Faulty, assert_shipped, fill, records
 
 import shmlog
@@ -440,7 +441,7 @@ def test_an_engine_that_is_not_there_is_an_error_to_try_again(
     log: shmlog.Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shmlog.integrations.jetstream, "CONNECT_S", 0.3)
-    (port,) = servers.free_ports(1)
+    (port,) = free_ports(1)
     with Shipper(log, NatsSink([f"127.0.0.1:{port}"], "S", log.log_id, replicas=1)) as shipper:
         log.append(b"x", durable=True)
         for _ in range(2):

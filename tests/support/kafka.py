@@ -9,16 +9,14 @@ import contextlib
 import fcntl
 import importlib.util
 import shutil
-import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from support.nats import free_ports
-from support.processes import until
+from support.serving import Served, free_ports, running
 
 VERSION = "4.1.0"
 BUILD = Path(__file__).resolve().parents[2] / "build" / "kafka" / VERSION
@@ -86,13 +84,14 @@ def _java(*words: str, flags: tuple[str, ...] = ()) -> list[str]:
     return ["java", *_FLAGS, *flags, logging, "-cp", f"{BUILD / 'jars'}/*", *words]
 
 
-class Broker:
+class Broker(Served):
     """A broker on files below a directory, that keeps them when it is killed."""
 
+    START_S = START_S
+
     def __init__(self, path: Path, more: dict[str, Any] | None = None) -> None:
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self.port, controller = free_ports(2)
+        port, controller = free_ports(2)
+        super().__init__(path, port)
         settings = {
             "process.roles": "broker,controller",
             "node.id": 1,
@@ -114,60 +113,23 @@ class Broker:
             **(more or {}),
         }
         (path / "server.properties").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
-        self.process: subprocess.Popen[bytes] | None = None
         format_ = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAQACAAAAAAAAAAA", "-c"]
         subprocess.run(_java(*format_, str(path / "server.properties")), check=True, capture_output=True)
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+    def command(self) -> list[str]:
+        return _java("kafka.Kafka", str(self.path / "server.properties"))
 
-    def start(self, wait: bool = True) -> None:
-        with (self.path / "output").open("ab") as output:
-            self.process = subprocess.Popen(
-                _java("kafka.Kafka", str(self.path / "server.properties")),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=self.path,
-            )
-        if wait:
-            self.wait()
-
-    def wait(self) -> None:
-        """Until it says who leads."""
+    def answers(self, wire: socket.socket) -> bool:
+        """Whether it says who leads."""
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        process = self.process
-        assert process is not None
-        quiet = {"bootstrap.servers": self.address, "log_level": 0, "error_cb": lambda _: None}
-
-        def answers() -> bool:
-            assert process.poll() is None, (self.path / "output").read_text()[-2000:]
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                client = AdminClient(quiet)
-                with contextlib.suppress(KafkaException):
-                    return bool(client.list_topics(timeout=5).brokers)
-            return False
-
-        until(answers, "the broker answers", START_S)
-
-    def kill(self) -> None:
-        """kill -9, and reap."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+        client = AdminClient({"bootstrap.servers": self.address, "log_level": 0, "error_cb": lambda _: None})
+        with contextlib.suppress(KafkaException):
+            return bool(client.list_topics(timeout=5).brokers)
+        return False
 
 
-@contextlib.contextmanager
-def broker(path: Path, more: dict[str, Any] | None = None) -> Iterator[Broker]:
+def broker(path: Path, more: dict[str, Any] | None = None) -> AbstractContextManager[Broker]:
     """A broker, killed at the end."""
-    one = Broker(path, more)
-    try:
-        one.start()
-        yield one
-    finally:
-        one.kill()
+    return running(Broker(path, more))

@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from support.processes import until
+from support.serving import Served, free_ports, running
 
 
 def missing() -> str | None:
@@ -30,23 +29,14 @@ def binary() -> str | None:
     return shutil.which("nats-server", path=os.path.dirname(sys.executable)) or shutil.which("nats-server")
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-class Server:
+class Server(Served):
     """One nats-server with JetStream on files below a directory; of a cluster, if it is given routes."""
 
     def __init__(
         self, path: Path, port: int, cluster_port: int = 0, routes: tuple[int, ...] = (), name: str = "one"
     ) -> None:
-        self.path, self.port, self.name = path, port, name
-        path.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, port)
+        self.name = name
         lines = [
             f'server_name: "{name}"',
             f'listen: "127.0.0.1:{port}"',
@@ -56,55 +46,19 @@ class Server:
             urls = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes)
             lines.append(f'cluster {{ name: "test", listen: "127.0.0.1:{cluster_port}", routes: [{urls}] }}')
         (path / "server.conf").write_text("\n".join(lines))
-        self.process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self, wait: bool = True) -> None:
+    def command(self) -> list[str]:
         command = binary()
         assert command is not None
-        with (self.path / "output").open("ab") as output:
-            self.process = subprocess.Popen(
-                [command, "-c", str(self.path / "server.conf")],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        if wait:
-            self.wait()
+        return [command, "-c", str(self.path / "server.conf")]
 
-    def wait(self) -> None:
-        process = self.process
-        assert process is not None
-
-        def answers() -> bool:
-            assert process.poll() is None, (self.path / "output").read_text()[-2000:]
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as one:
-                return one.recv(64).startswith(b"INFO")
-            return False
-
-        until(answers, "the server answers")
-
-    def kill(self) -> None:
-        """kill -9, and reap."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+    def answers(self, wire: socket.socket) -> bool:
+        return wire.recv(64).startswith(b"INFO")
 
 
-@contextlib.contextmanager
-def server(path: Path) -> Iterator[Server]:
+def server(path: Path) -> AbstractContextManager[Server]:
     """A single server, killed at the end."""
-    one = Server(path, *free_ports(1))
-    try:
-        one.start()
-        yield one
-    finally:
-        one.kill()
+    return running(Server(path, *free_ports(1)))
 
 
 @contextlib.contextmanager

