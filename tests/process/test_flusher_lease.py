@@ -10,36 +10,19 @@ from pathlib import Path
 
 import pytest
 from support.processes import Child, Wire, assert_healthy, flusher_of, until
+from support.stuck import flush_until_stuck
 
 import shmlog
 from shmlog.flusher import flusher as flusher_module
 from shmlog.flusher.open_segments import OpenSegments
-from shmlog.flusher.syncing import Syncer
 from shmlog.session import sidecar
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def _flush_until_stuck(wire: Wire, path: Path) -> int:
-    """A flusher whose sync is stuck once the parent says so, until it says so again."""
-    real, stick = Syncer.sync, threading.Event()
-
-    def sync(self: Syncer, target: int) -> None:
-        if stick.is_set():
-            stick.clear()
-            wire.say("stuck")
-            wire.hear()
-        real(self, target)
-
-    def listen() -> None:
-        wire.hear()
-        stick.set()
-        wire.say("will be stuck")
-
-    Syncer.sync = sync  # type: ignore[method-assign]
     flusher_module.LOOPS_END_S = 0.1
-    threading.Thread(target=listen).start()
-    return sidecar.run(str(path), 1000.0, 0o600, False)
+    return flush_until_stuck(wire, path, 1000.0)
 
 
 @pytest.mark.holds("F5")

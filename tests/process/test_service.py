@@ -9,16 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.processes import SEGMENT_BYTES, Child, Wire
+from support.stuck import flush_until_stuck
 
 import shmlog
-from shmlog.flusher.syncing import Syncer
 from shmlog.session import sidecar
 
 SIZES = {"segment_bytes": SEGMENT_BYTES, "window_bytes": SEGMENT_BYTES}
@@ -155,25 +154,9 @@ def test_the_flusher_of_a_failed_log_pings_no_more_and_says_why(log: shmlog.Log,
 
 
 def _flush_until_stuck(wire: Wire, path: str, environment: dict[str, str]) -> int:
-    """A service whose next sync is stuck once the parent says so, until it says so again."""
-    real, stick = Syncer.sync, threading.Event()
-
-    def sync(self: Syncer, target: int) -> None:
-        if stick.is_set():
-            stick.clear()
-            wire.hear()
-        real(self, target)
-
-    def listen() -> None:
-        wire.hear()
-        stick.set()
-        wire.say("will be stuck")
-
-    Syncer.sync = sync  # type: ignore[method-assign]
     sidecar.STANDS_S = 2.0
     os.environ.update(environment)
-    threading.Thread(target=listen).start()
-    return sidecar.run(path, 0.01, 0o600, False)
+    return flush_until_stuck(wire, path, 0.01)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -184,6 +167,7 @@ def test_a_flusher_whose_sync_is_stuck_pings_no_more_until_it_goes_on(log: shmlo
         child.say("stick")
         assert child.hear() == "will be stuck"
         log.append(b"is not durable")
+        assert child.hear() == "stuck"
         heard.said("STATUS=a loop stands still")
         assert heard.silent(3 * WATCHDOG_S)
         child.say("go on")

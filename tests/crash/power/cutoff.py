@@ -116,6 +116,7 @@ class Worker:
         copy_sparse(self._scratch / kind, self._scratch / "image")
         door_path = self._scratch / "door"
         notes: list[dict[str, Any]] = []
+        name = ""
         with (
             attached(self._scratch / "image") as device,
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door,
@@ -126,18 +127,20 @@ class Worker:
                 door.listen(64)
                 with Child(self._live, str(door_path), rng.random()) as child:
                     try:
-                        _hear(door, notes, rng.randrange(1, NOTES_MAX))
-                        time.sleep(rng.choice((0.0, rng.random() * 0.01)))
+                        count = rng.randrange(1, NOTES_MAX)
+                        _hear(door, notes, 1)  # the log is made
                         name = block_path(self._fs / "log").name
+                        _hear(door, notes, count - 1)
+                        time.sleep(rng.choice((0.0, rng.random() * 0.01)))
                         shut_down(self._fs, flush_journal)
                         time.sleep(rng.choice((0.0, 0.02)))  # for who stores into what is no more
                     finally:
                         os.killpg(child.pid, signal.SIGKILL)
                         child.wait()
                         self._reap()
-                for left in Path("/dev/shm").glob(f"*{name}*"):
-                    left.unlink()
             finally:
+                for left in Path("/dev/shm").glob(f"*{name}*") if name else ():
+                    left.unlink()
                 unmount(self._fs)
                 door_path.unlink(missing_ok=True)
         return Promises().and_then(notes)
