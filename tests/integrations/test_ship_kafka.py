@@ -6,12 +6,11 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,18 @@ import pytest
 from support import kafka as brokers
 from support.processes import Child, Wire, until
 from support.serving import free_ports
-from support.shipping import SMALL, assert_shipped, fill, records
+from support.shipping import (
+    SMALL,
+    assert_joined,
+    assert_shipped,
+    fill,
+    records,
+    ship_a_copy,
+    ship_logs_made_anew,
+    ship_through_losses,
+    ship_to_one_killed,
+    ship_to_one_rolled_back,
+)
 
 import shmlog
 from shmlog.cli.main import main
@@ -102,11 +112,7 @@ def test_every_kind_of_frame_arrives_once_and_in_order_with_the_position(
         ship_all(topic, log)
         assert_arrived(topic, log)
     with reader(topic, log) as found:
-        end = 0
-        for batch in found.batches():
-            assert batch.lsn[0] == end, "what lies before a record belongs to the chunk before it"
-            end = batch.next_lsn
-    assert end == log.durable_lsn
+        assert_joined(log, found.batches())
     with Shipper(log, sink(topic, log)) as shipper:
         assert not shipper.step() and shipper.statistics.position_lsn == log.durable_lsn
     with shmlog.open_readonly(log.path) as look:
@@ -137,15 +143,7 @@ def test_ship_as_records_puts_each_in_a_message_with_its_time_and_header(
 def test_logs_that_share_a_partition_or_are_made_anew_have_positions_of_their_own(
     topic: Place, log_path: Path
 ) -> None:
-    ids = set()
-    for _ in range(2):
-        with shmlog.open(log_path, create=True, **SMALL) as log:
-            fill(log, 10, seed=len(ids))
-            ship_all(topic, log)
-            assert_arrived(topic, log)
-            ids.add(log.log_id)
-        shutil.rmtree(log_path)
-    assert len(ids) == 2
+    ship_logs_made_anew(log_path, partial(ship_all, topic), partial(assert_arrived, topic))
 
 
 def test_several_chunks_in_one_transaction_are_read_in_order(topic: Place, log: shmlog.Log) -> None:
@@ -314,12 +312,7 @@ def test_a_call_that_is_lost_is_settled_by_the_next_producer(
     assert isinstance(losing, _Sink)
     losing.happen = every_third
     with Shipper(log, losing, chunk_bytes=CHUNK) as shipper:
-        while True:
-            try:
-                if not shipper.step():
-                    break
-            except EngineError:
-                shipper._chunk_bytes = CHUNK + CHUNK * (count % 2)  # it is cut otherwise the next time
+        ship_through_losses(shipper, CHUNK, lambda: count)
         assert shipper.statistics.retries > 1 and shipper.statistics.last_error == "lost"
     assert_arrived(topic, log)
 
@@ -413,52 +406,17 @@ def test_a_shipper_stopped_longer_than_its_transaction_goes_on_unless_it_was_ove
 def test_a_broker_that_is_killed_and_comes_back_is_waited_for(log: shmlog.Log, tmp_path: Path) -> None:
     with brokers.broker(tmp_path / "kafka") as broker:
         place = broker, "T"
-        fill(log, 50)
-        with Shipper(log, sink(place, log), chunk_bytes=1 << 10) as shipper:
-            loop = threading.Thread(target=shipper.run)
-            loop.start()
-            try:
-                until(lambda: shipper.statistics.chunks > 3)
-                broker.kill()
-                fill(log, 50, seed=2)
-                until(lambda: shipper.statistics.retries > 0)
-                broker.start()
-                until(lambda: shipper.statistics.position_lsn == log.durable_lsn)
-            finally:
-                shipper.stop()
-                loop.join()
-        assert_arrived(place, log)
+        ship_to_one_killed(broker, log, sink(place, log), partial(assert_arrived, place))
 
 
 @LONG
 def test_a_broker_that_was_rolled_back_gets_again_what_it_lost(
     log: shmlog.Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def roll_back() -> None:
-        broker.kill()
-        shutil.rmtree(broker.path / "data")
-        shutil.copytree(tmp_path / "old", broker.path / "data")
-
     with brokers.broker(tmp_path / "kafka") as broker:
         place = broker, "T"
-        fill(log, 50)
-        ship_all(place, log)
-        broker.kill()
-        shutil.copytree(broker.path / "data", tmp_path / "old")
-        broker.start()
-        fill(log, 50, seed=2)
-        ship_all(place, log)
-        roll_back()
-        broker.start()
-        fill(log, 20, seed=3)
-        ship_all(place, log)
-        assert "shipping it again" in caplog.text
-        assert_arrived(place, log)
-        roll_back()
-        log.trim(log.durable_lsn)
-        broker.start()
-        with pytest.raises(shmlog.TrimmedError):
-            ship_all(place, log)
+        ship, arrived = partial(ship_all, place), partial(assert_arrived, place)
+        ship_to_one_rolled_back(broker, log, tmp_path / "old", ship, arrived, caplog)
 
 
 # ------------------------------------------------------------------ the log changes
@@ -469,25 +427,8 @@ def test_a_broker_that_was_rolled_back_gets_again_what_it_lost(
 def test_a_copy_of_the_log_that_went_its_own_way_is_refused(
     topic: Place, log_path: Path, tmp_path: Path, longer: bool
 ) -> None:
-    copy = tmp_path / "copy"
-    with shmlog.open(log_path, create=True, **SMALL) as log:
-        fill(log, 20)
-    shutil.copytree(log_path, copy)
-    with shmlog.open(log_path) as log:
-        log.append(b"the original's", durable=True)
-        ship_all(topic, log)
-        end = log.durable_lsn
-    with shmlog.open(copy) as log:
-        if longer:
-            for _ in range(10):
-                log.append(b"the copy's own", durable=True)
-        with pytest.raises(shmlog.SourceDivergedError) as diverged:
-            ship_all(topic, log)
-        assert diverged.value.lsn == end
-    with shmlog.open(log_path) as log:
-        log.append(b"goes on")
-        ship_all(topic, log)
-        assert_arrived(topic, log)
+    ship, arrived = partial(ship_all, topic), partial(assert_arrived, topic)
+    ship_a_copy(log_path, tmp_path / "copy", longer, ship, arrived)
 
 
 @pytest.mark.holds("I15")

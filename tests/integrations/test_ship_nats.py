@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,19 @@ import pytest
 from support import nats as servers
 from support.processes import Child, Wire, until
 from support.serving import free_ports
-from support.shipping import SMALL, Faulty, assert_shipped, fill, records
+from support.shipping import (
+    SMALL,
+    Faulty,
+    assert_joined,
+    assert_shipped,
+    fill,
+    records,
+    ship_a_copy,
+    ship_logs_made_anew,
+    ship_through_losses,
+    ship_to_one_killed,
+    ship_to_one_rolled_back,
+)
 
 import shmlog
 import shmlog.integrations
@@ -79,11 +91,7 @@ def test_every_kind_of_frame_arrives_once_and_in_order(
     ship_all(stream, log)
     assert_arrived(stream, log)
     with reader(stream, log) as found:
-        end = 0
-        for batch in found.batches():
-            assert batch.lsn[0] == end, "what lies before a record belongs to the chunk before it"
-            end = batch.next_lsn
-    assert end == log.durable_lsn
+        assert_joined(log, found.batches())
     with shmlog.open_readonly(log.path) as look:
         (cursor,) = look.cursors()
     assert cursor.lsn == log.durable_lsn and cursor.lag.records == 0
@@ -155,12 +163,7 @@ def test_an_acknowledgement_that_is_lost_is_settled_by_the_tail(
             raise EngineError("lost")
 
     with Shipper(log, Faulty(sink(stream, log), happen=every_third), chunk_bytes=CHUNK) as shipper:
-        while True:
-            try:
-                if not shipper.step():
-                    break
-            except EngineError:
-                shipper._chunk_bytes = CHUNK + CHUNK * (count % 2)  # it is cut otherwise the next time
+        ship_through_losses(shipper, CHUNK, lambda: count)
         assert shipper.statistics.retries > 0 and shipper.statistics.last_error == "lost"
         assert shipper.lag == (0, 0, 0.0)
     assert_arrived(stream, log)
@@ -245,93 +248,29 @@ def test_control_with_message_ids_a_chunk_that_is_cut_otherwise_is_lost_and_the_
 def test_a_copy_of_the_log_that_went_its_own_way_is_refused(
     stream: tuple[servers.Server, str], log_path: Path, tmp_path: Path, longer: bool
 ) -> None:
-    copy = tmp_path / "copy"
-    with shmlog.open(log_path, create=True, **SMALL) as log:
-        fill(log, 20)
-    shutil.copytree(log_path, copy)
-    with shmlog.open(log_path) as log:
-        log.append(b"the original's", durable=True)
-        ship_all(stream, log)
-        end = log.durable_lsn
-    with shmlog.open(copy) as log:
-        if longer:
-            for _ in range(10):
-                log.append(b"the copy's own", durable=True)
-        before = log.durable_lsn
-        with pytest.raises(shmlog.SourceDivergedError) as diverged:
-            ship_all(stream, log)
-        assert diverged.value.lsn == end and (before > end) == longer
-        assert ("durable only up to" in str(diverged.value)) == (not longer)
-    with shmlog.open(log_path) as log:
-        log.append(b"goes on")
-        ship_all(stream, log)
-        assert_arrived(stream, log)
+    ship, arrived = partial(ship_all, stream), partial(assert_arrived, stream)
+    ship_a_copy(log_path, tmp_path / "copy", longer, ship, arrived)
 
 
 def test_a_log_that_was_made_anew_has_a_subject_of_its_own(
     stream: tuple[servers.Server, str], log_path: Path
 ) -> None:
-    ids = set()
-    for _ in range(2):
-        with shmlog.open(log_path, create=True, **SMALL) as log:
-            fill(log, 10, seed=len(ids))
-            ship_all(stream, log)
-            assert_arrived(stream, log)
-            ids.add(log.log_id)
-        shutil.rmtree(log_path)
-    assert len(ids) == 2
+    ship_logs_made_anew(log_path, partial(ship_all, stream), partial(assert_arrived, stream))
 
 
 def test_a_server_that_was_rolled_back_gets_again_what_it_lost(
-    log_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    log: shmlog.Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with (
-        shmlog.open(log_path, create=True, **SMALL) as log,
-        servers.server(tmp_path / "nats") as server,
-    ):
+    with servers.server(tmp_path / "nats") as server:
         place = server, "S"
-        fill(log, 50)
-        ship_all(place, log)
-        server.kill()
-        shutil.copytree(tmp_path / "nats/data", tmp_path / "old")
-        server.start()
-        fill(log, 50, seed=2)
-        ship_all(place, log)
-        server.kill()
-        shutil.rmtree(tmp_path / "nats/data")
-        shutil.copytree(tmp_path / "old", tmp_path / "nats/data")
-        server.start()
-        fill(log, 20, seed=3)
-        ship_all(place, log)
-        assert "shipping it again" in caplog.text
-        assert_arrived(place, log)
-        server.kill()
-        shutil.rmtree(tmp_path / "nats/data")
-        shutil.copytree(tmp_path / "old", tmp_path / "nats/data")
-        log.trim(log.durable_lsn)
-        server.start()
-        with pytest.raises(shmlog.TrimmedError):
-            ship_all(place, log)
+        ship, arrived = partial(ship_all, place), partial(assert_arrived, place)
+        ship_to_one_rolled_back(server, log, tmp_path / "old", ship, arrived, caplog)
 
 
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(log: shmlog.Log, tmp_path: Path) -> None:
     with servers.server(tmp_path / "nats") as server:
         place = server, "S"
-        fill(log, 50)
-        with Shipper(log, sink(place, log), chunk_bytes=1 << 10) as shipper:
-            loop = threading.Thread(target=shipper.run)
-            loop.start()
-            try:
-                until(lambda: shipper.statistics.chunks > 3)
-                server.kill()
-                until(lambda: shipper.statistics.retries > 0)
-                fill(log, 50, seed=2)
-                server.start()
-                until(lambda: shipper.statistics.position_lsn == log.durable_lsn)
-            finally:
-                shipper.stop()
-                loop.join()
-        assert_arrived(place, log)
+        ship_to_one_killed(server, log, sink(place, log), partial(assert_arrived, place))
 
 
 def _take_over(wire: Wire, path: Path, address: str, name: str) -> str:

@@ -3,20 +3,33 @@
 fill(log)                 records of all sizes, PAD, FILL, atomic batches
 Faulty(sink, die_at=7)    kills its process at the seventh step of a sink; FaultyGroups, FaultyRecords
 assert_shipped(log, NatsReader(...))
+
+What happens to a log, a shipper or a server, and must end well whatever the engine: ship_a_copy(),
+ship_logs_made_anew(), ship_to_one_rolled_back(), ship_to_one_killed(), ship_through_losses(). Of the
+engine they know its Served, ship(log), which ships all, and arrived(log), which asserts that all is there.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 import shmlog
-from shmlog.integrations.ship import Tail
+from shmlog.integrations.repeating import EngineError
+from shmlog.integrations.ship import Shipper, Tail
+from support.processes import until
+from support.serving import Served
 
 SMALL = {"segment_bytes": 64 << 10, "window_bytes": 64 << 10}
+Use = Callable[[shmlog.Log], None]
 
 
 def fill(log: shmlog.Log, count: int = 300, seed: int = 1) -> None:
@@ -113,3 +126,112 @@ class FaultyRecords(Faulty):
         self._event("before put")
         self._sink.put_records(records, begin_lsn, tail)
         self._event("after put")
+
+
+# ---------------------------------------------------------------- what may happen
+
+
+def assert_joined(log: shmlog.Log, batches: Iterable[shmlog.RecordBatch]) -> None:
+    """What lies before a record belongs to the chunk before it."""
+    end = 0
+    for batch in batches:
+        assert batch.lsn[0] == end, "what lies before a record belongs to the chunk before it"
+        end = batch.next_lsn
+    assert end == log.durable_lsn
+
+
+def ship_a_copy(log_path: Path, copy: Path, longer: bool, ship: Use, arrived: Use) -> None:
+    """A copy of the log went its own way: it is refused, and the original goes on."""
+    with shmlog.open(log_path, create=True, **SMALL) as log:
+        fill(log, 20)
+    shutil.copytree(log_path, copy)
+    with shmlog.open(log_path) as log:
+        log.append(b"the original's", durable=True)
+        ship(log)
+        end = log.durable_lsn
+    with shmlog.open(copy) as log:
+        if longer:
+            for _ in range(10):
+                log.append(b"the copy's own", durable=True)
+        before = log.durable_lsn
+        with pytest.raises(shmlog.SourceDivergedError) as diverged:
+            ship(log)
+        assert diverged.value.lsn == end and (before > end) == longer
+        assert ("durable only up to" in str(diverged.value)) == (not longer)
+    with shmlog.open(log_path) as log:
+        log.append(b"goes on")
+        ship(log)
+        arrived(log)
+
+
+def ship_logs_made_anew(log_path: Path, ship: Use, arrived: Use) -> None:
+    """Two logs, one after the other in one place."""
+    ids = set()
+    for _ in range(2):
+        with shmlog.open(log_path, create=True, **SMALL) as log:
+            fill(log, 10, seed=len(ids))
+            ship(log)
+            arrived(log)
+            ids.add(log.log_id)
+        shutil.rmtree(log_path)
+    assert len(ids) == 2
+
+
+def ship_to_one_rolled_back(
+    server: Served, log: shmlog.Log, old: Path, ship: Use, arrived: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server is given older files: it gets again what it lost, unless that was trimmed."""
+
+    def roll_back() -> None:
+        server.kill()
+        shutil.rmtree(server.path / "data")
+        shutil.copytree(old, server.path / "data")
+
+    fill(log, 50)
+    ship(log)
+    server.kill()
+    shutil.copytree(server.path / "data", old)
+    server.start()
+    fill(log, 50, seed=2)
+    ship(log)
+    roll_back()
+    server.start()
+    fill(log, 20, seed=3)
+    ship(log)
+    assert "shipping it again" in caplog.text
+    arrived(log)
+    roll_back()
+    log.trim(log.durable_lsn)
+    server.start()
+    with pytest.raises(shmlog.TrimmedError):
+        ship(log)
+
+
+def ship_to_one_killed(server: Served, log: shmlog.Log, sink: Any, arrived: Use) -> None:
+    """A server is killed and comes back: it is waited for."""
+    fill(log, 50)
+    with Shipper(log, sink, chunk_bytes=1 << 10) as shipper:
+        loop = threading.Thread(target=shipper.run)
+        loop.start()
+        try:
+            until(lambda: shipper.statistics.chunks > 3)
+            server.kill()
+            fill(log, 50, seed=2)
+            until(lambda: shipper.statistics.retries > 0)
+            server.start()
+            until(lambda: shipper.statistics.position_lsn == log.durable_lsn)
+        finally:
+            shipper.stop()
+            loop.join()
+    arrived(log)
+
+
+def ship_through_losses(shipper: Shipper, chunk_bytes: int, times: Callable[[], int]) -> None:
+    """Step until all is shipped, whatever the engine loses; a chunk is cut otherwise the next time.
+    times: how often it could have lost something."""
+    while True:
+        try:
+            if not shipper.step():
+                return
+        except EngineError:
+            shipper._chunk_bytes = chunk_bytes + chunk_bytes * (times() % 2)
