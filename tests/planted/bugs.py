@@ -469,7 +469,7 @@ MENDED = (
         (
             "session/attachment.py",
             "None if somebody_lives(lock) else _doubt(directory, control, mode, make)",
-            "_doubt(directory, control) if control.failed else None",
+            "_doubt(directory, control, mode, make) if control.failed else None",
         ),
     ),
     bug(
