@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.files import copy_live
 from support.processes import (
     SEGMENT_BYTES,
     Child,
@@ -135,7 +135,7 @@ def test_doctor_tells_a_block_that_was_left_from_one_that_is_missing_and_one_of_
 def test_doctor_says_that_a_block_is_of_the_log_in_another_place(log_path: Path, tmp_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x", durable=True)
-        shutil.copytree(log_path, tmp_path / "copy")
+        copy_live(log_path, tmp_path / "copy")
         bad = _doctor(tmp_path / "copy")
         assert "in another place" in bad["control block"]["text"]
 

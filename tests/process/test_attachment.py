@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.files import remove_live
 from support.processes import (
     SEGMENT_BYTES,
     Child,
@@ -232,7 +233,7 @@ def test_a_log_deleted_and_made_anew_at_its_path_is_another_log(log_path: Path) 
     with shmlog.open(log_path, create=True) as old:
         old.append(b"old", durable=True)
         view = next(iter(old.read())).data
-        shutil.rmtree(log_path)
+        remove_live(log_path)
         with shmlog.open(log_path, create=True) as new:
             new.append(b"new", durable=True)
             assert [bytes(record.data) for record in new.read()] == [b"new"]

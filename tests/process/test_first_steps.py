@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.files import remove_live
 from support.processes import SEGMENT_BYTES, until
 
 import shmlog
@@ -83,7 +84,7 @@ def test_a_table_that_is_full_is_an_attach_error_of_the_public_kind(
 def test_a_log_whose_directory_was_removed_acknowledges_nothing_more(log_path: Path) -> None:
     with shmlog.open(log_path, create=True, segment_bytes=SEGMENT_BYTES) as log:
         log.append(b"x", durable=True)
-        shutil.rmtree(log_path)
+        remove_live(log_path)
         with pytest.raises(shmlog.LogFailedError, match="No such file or directory") as caught:
             log.append(b"y", durable=True)
         assert caught.value.lsn == 64
@@ -94,6 +95,6 @@ def test_a_log_whose_directory_was_removed_acknowledges_nothing_more(log_path: P
 def test_a_log_that_is_removed_fails_within_its_sync_interval_though_nobody_waits(log_path: Path) -> None:
     with shmlog.open(log_path, create=True) as log:
         log.append(b"x", durable=True)
-        shutil.rmtree(log_path)
+        remove_live(log_path)
         log.append(b"y")
         until(lambda: log.statistics().failed, "the flusher has noticed")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.files import remove_live
 from support.processes import (
     SEGMENT_BYTES,
     Child,
@@ -253,7 +254,7 @@ def test_a_tail_of_a_log_that_was_removed_replaced_or_cut_back_says_so(log_path:
             next(readonly.tail(64, timeout=20))
         segment.write_bytes(kept)
         tail = readonly.tail(64, timeout=20)
-        shutil.rmtree(log_path)
+        remove_live(log_path)
         with pytest.raises(FileNotFoundError, match="has been removed"):
             next(tail)
         shmlog.open(log_path, create=True).close()

@@ -55,7 +55,7 @@ def damaged(_original: tuple[Path, dict[int, bytes]], log_path: Path) -> tuple[P
 
 
 def _segments(path: Path) -> list[Path]:
-    return sorted((path / "segments").iterdir())
+    return sorted((path / "segments").glob("*.seg"))
 
 
 def _overwrite(file: Path, offset: int, data: bytes) -> None:
