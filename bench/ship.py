@@ -34,7 +34,7 @@ from bench.kit.harness import Contender, Heat, Options, Outcome
 from bench.kit.workers import Skipped
 
 RECORD_BYTES = 100
-RECORDS = {"chunks": 600_000, "records": 40_000}
+RECORDS = {"chunks": 2_000_000, "records": 100_000}
 ARCHIVE_BYTES = 192 << 20
 PACE_RECORDS_PER_S = 20_000
 SYNC_INTERVAL_S = 0.01
@@ -127,8 +127,8 @@ def _messages(server: Server, path: Path, form: str) -> list[list[tuple[bytes, d
         sink = _sink(server, log, form)
         keep = sink._connection.publish
 
-        def kept(subject: str, messages: list[tuple[bytes, dict[str, str]]]) -> int:
-            sequence: int = keep(subject, messages)
+        def kept(subject: str, messages: list[tuple[bytes, dict[str, str]]], *more: Any) -> int:
+            sequence: int = keep(subject, messages, *more)
             writes.append([(data, dict(headers)) for data, headers in messages])
             return sequence
 

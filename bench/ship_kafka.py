@@ -24,7 +24,7 @@ from bench.kit.subject import append_rows, create_log, on_log, open_log
 from bench.kit.workers import in_child
 
 RECORD_BYTES = 128
-RECORDS = {"chunks": 1_000_000, "records": 200_000}
+RECORDS = {"chunks": 2_000_000, "records": 600_000}
 RECORDS_TOY = 5_000
 CHUNK_BYTES = 256 << 10
 _FRAME_BYTES = RECORD_BYTES + 32
@@ -95,11 +95,11 @@ def _ship(path: Path, address: str, form: str, count: int) -> dict[str, float]:
 def _send(address: str, form: str, count: int, position: bool) -> dict[str, float]:
     from confluent_kafka import TopicPartition
 
-    from shmlog.integrations import kafka, ship
+    from shmlog.integrations import ahead, kafka
 
     with contextlib.closing(_sink(address, "0" * 32, form)) as place:
         producer, offsets = place._producer, itertools.count(1)
-        parts = kafka.GROUP if hasattr(ship, "GroupSink") else 1  # as many as a shipper puts at once
+        parts = min(kafka.GROUP, ahead.GROUP_BYTES // CHUNK_BYTES)  # as many as a shipper puts at once
         per_chunk = CHUNK_BYTES // _FRAME_BYTES
         left, now_ms = count, time.time_ns() // 1_000_000
         began = time.perf_counter()

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from shmlog.integrations.collector import Collector
     from shmlog.integrations.configuration import Target
     from shmlog.integrations.forward import Forwarder
-    from shmlog.integrations.ship import RecordSink, Shipper, Sink
+    from shmlog.integrations.ship import Shipper
+    from shmlog.integrations.sinks import RecordSink, Sink
 
 FENCED = 3
 """Exit status: another shipper has taken over, and this one must not be started again by itself."""

@@ -16,7 +16,7 @@ import contextlib
 import json
 import secrets
 import ssl
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import nats
@@ -27,7 +27,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import ConflictError
+from shmlog.integrations.sinks import ConflictError, nothing
 
 TIMEOUT_S: Final = 5.0
 CONNECT_S: Final = 5.0
@@ -36,6 +36,10 @@ NEXT_COUNT: Final = 1000
 NEXT_BYTES: Final = 4 << 20
 NEXT_S: Final = 30.0
 """The most that next() asks for, and waits."""
+AGAIN_S: Final = 0.1
+TURNS: Final = 3
+"""Of the loop, after which what was published is on its way."""
+LOST: Final = "the connection was lost"
 _WRONG_LAST: Final = (10071, 10164)
 _NO_PEERS: Final = (10005, 10074)
 _Result = TypeVar("_Result")
@@ -69,7 +73,8 @@ class Connection:
         self._servers = [server if "://" in server else f"nats://{server}" for server in servers]
         self._loop = asyncio.new_event_loop()
         self._nats: Client | None = None
-        self._lost = asyncio.Event()
+        self._is_lost = False
+        self._on_lost: Callable[[str], None] | None = None
 
     def connected(self) -> Client:
         if self._nats is None:
@@ -91,10 +96,12 @@ class Connection:
             """What matters comes out of the calls."""
 
         async def lost() -> None:
-            self._lost.set()
+            self._is_lost = True
+            if self._on_lost is not None:
+                self._on_lost(LOST)
 
         async def found() -> None:
-            self._lost.clear()
+            self._is_lost = False
 
         connection: Client = await nats.connect(
             servers=self._servers,
@@ -109,22 +116,24 @@ class Connection:
         return connection
 
     def _call(self, work: Coroutine[Any, Any, _Result], timeout_s: float = TIMEOUT_S + 1) -> _Result:
-        """Run it on the thread; EngineError for what may be better the next time."""
+        """Run it; EngineError for what may be better the next time."""
+        why, running = "", self._loop.create_task(work)
 
-        async def bounded() -> _Result:
-            working = asyncio.ensure_future(work)
-            lost = asyncio.ensure_future(self._lost.wait())  # else an answer is waited for that cannot come
-            done, pending = await asyncio.wait(
-                (working, lost), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in pending:
-                task.cancel()
-            if working in done:
-                return await working
-            raise EngineError(f"nats: {'the connection was lost' if done else 'no answer'}")
+        def end(reason: str) -> None:
+            nonlocal why
+            why = reason
+            running.cancel()
+            if not running.done():  # the library may swallow it
+                self._loop.call_later(AGAIN_S, end, reason)
 
+        limit = self._loop.call_later(timeout_s, end, "no answer")
+        self._on_lost = end  # an answer would be waited for that cannot come
+        if self._is_lost:
+            self._loop.call_soon(end, LOST)
         try:
-            return self._loop.run_until_complete(bounded())
+            return self._loop.run_until_complete(running)
+        except asyncio.CancelledError as error:
+            raise EngineError(f"nats: {why}") from error
         except nats.js.errors.APIError as error:
             if isinstance(error, nats.js.errors.NotFoundError) or error.err_code in _NO_PEERS:
                 raise
@@ -133,6 +142,10 @@ class Connection:
             raise
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise EngineError(f"nats: {type(error).__name__}: {error}".rstrip(": ")) from error
+        finally:
+            limit.cancel()
+            running.cancel()  # interrupted
+            self._on_lost = None
 
     def last(self, subject: str) -> Stored | None:
         """The stream's last message of the subject, as its leader has it (I18)."""
@@ -209,12 +222,18 @@ class Connection:
             )
         return bool(has.allow_atomic)
 
-    def publish(self, subject: str, messages: Sequence[tuple[bytes, dict[str, str]]]) -> int:
-        """Store all of these messages, or none; the sequence of the last one (I17).
+    def publish(
+        self,
+        subject: str,
+        messages: Sequence[tuple[bytes, dict[str, str]]],
+        meanwhile: Callable[[], None] = nothing,
+    ) -> int:
+        """Store all of these messages, or none; the sequence of the last one (I17).  meanwhile: called
+        once, before the answer is waited for.
 
         ConflictError, EngineError. Several need a stream that takes several messages as one.
         """
-        answer = json.loads(self._call(self._publish(self.connected(), subject, messages)).data)
+        answer = json.loads(self._call(self._publish(self.connected(), subject, messages, meanwhile)).data)
         error = answer.get("error")
         if error is None:
             return int(answer["seq"])
@@ -224,7 +243,10 @@ class Connection:
 
     @staticmethod
     async def _publish(
-        connection: Client, subject: str, messages: Sequence[tuple[bytes, dict[str, str]]]
+        connection: Client,
+        subject: str,
+        messages: Sequence[tuple[bytes, dict[str, str]]],
+        meanwhile: Callable[[], None],
     ) -> Msg:
         """Only the last is answered, and the server keeps the others back until it has that one."""
         if len(messages) > 1:
@@ -235,7 +257,14 @@ class Connection:
                     await connection.publish(subject, data, headers=headers)
             headers["Nats-Batch-Commit"] = "1"
         data, headers = messages[-1]
-        return await connection.request(subject, data, timeout=TIMEOUT_S, headers=headers)
+        answer = asyncio.ensure_future(connection.request(subject, data, timeout=TIMEOUT_S, headers=headers))
+        try:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            meanwhile()
+            return await answer
+        finally:
+            answer.cancel()
 
     def idle(self) -> None:
         """Read what came, and answer it."""

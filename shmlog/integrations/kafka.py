@@ -34,7 +34,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 import shmlog
 from shmlog.integrations.kafka_places import MESSAGE_BYTES, POSITIONS, TIMEOUT_S, Place
-from shmlog.integrations.ship import ConflictError, Tail
+from shmlog.integrations.sinks import ConflictError, Tail, nothing
 
 REPLICAS: Final = 3
 RECORD_HEADER: Final = "Shmlog"
@@ -102,6 +102,7 @@ class KafkaSink(Place):
         self._send = self._send_records if records else self._send_chunk
         self._owner, self._owns = secrets.token_hex(8), False
         self._shipper = ""
+        self.meanwhile: Callable[[], None] = nothing
         with self._engine():
             self._group: Consumer | None = self._consumer(self.name)
         self._producer: Producer | None = None
@@ -192,6 +193,7 @@ class KafkaSink(Place):
         try:
             producer.begin_transaction()
             send(producer)
+            self.meanwhile()
             self._send_position(producer, [offset], self._group.consumer_group_metadata())
             producer.commit_transaction(TIMEOUT_S)
         except KafkaException as error:
@@ -260,17 +262,14 @@ class KafkaSink(Place):
         heads = np.empty(len(batch), _HEADS)
         heads["lsn"], heads["time"] = batch.lsn, batch.time_ns
         heads["tag"], heads["writer"] = batch.tag, batch.writer
-        head, size = heads.tobytes(), RECORD.size
-        times = (batch.time_ns // 1_000_000).tolist()
+        columns = (
+            batch.payloads(),
+            (batch.time_ns // 1_000_000).tolist(),
+            struct.iter_unpack(f"{RECORD.size}s", heads.tobytes()),
+        )
         produce, topic, partition = producer.produce, self.topic, self.partition
-        for n, record in enumerate(batch):
-            produce(
-                topic,
-                bytes(record.data),
-                partition=partition,
-                timestamp=times[n],
-                headers=[(RECORD_HEADER, head[n * size : n * size + size])],
-            )
+        for payload, time_ms, (head,) in zip(*columns, strict=True):
+            produce(topic, payload, partition=partition, timestamp=time_ms, headers=[(RECORD_HEADER, head)])
 
     def close(self) -> None:
         self._drop()

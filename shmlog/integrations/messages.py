@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import shmlog
-from shmlog.integrations.ship import Tail
+from shmlog.integrations.sinks import Tail
 
 Message = tuple[bytes, dict[str, str]]
 """Payload and headers."""

@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import shmlog
 from shmlog.integrations.jetstream import Connection, Stored
 from shmlog.integrations.messages import Message, is_record, joined, of_records, tail_of
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import Tail, last_of
+from shmlog.integrations.sinks import Tail, last_of, nothing
 
 REPLICAS: Final = 3
 HEADER_BYTES: Final = 1024
@@ -64,6 +64,7 @@ class _Subject:
         self._connection = Connection(servers, stream, settings or {})
         self._sequence = 0
         self._ensured = self._atomic = False
+        self.meanwhile: Callable[[], None] = nothing
         self.chunk_bytes_max = 1 << 20
 
     def tail(self) -> Tail | None:
@@ -90,7 +91,7 @@ class _Subject:
     def _write(self, messages: list[Message]) -> None:
         """I17."""
         messages[0][1].update(self._condition())
-        self._sequence = self._connection.publish(self.subject, messages)
+        self._sequence = self._connection.publish(self.subject, messages, self.meanwhile)
 
     def _condition(self) -> dict[str, str]:
         return {

@@ -30,97 +30,23 @@ from __future__ import annotations
 
 import logging
 import secrets
-import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final
 
 import shmlog
 from shmlog.integrations.ahead import Ahead, Part
 from shmlog.integrations.repeating import DURABLE_S, EngineError, Repeating
 from shmlog.integrations.reporter import Reporter
+from shmlog.integrations.sinks import ConflictError, RecordSink, Sink, Tail, WaitingSink, last_of
 
 CHUNK_BYTES: Final = 256 << 10
-CHUNK_PREFIX_BYTES: Final = 64
-"""Of a chunk are not frames."""
-RECORDS_MAX: Final = 1 << 30
-GROUP_BYTES: Final = 1 << 20
-"""Chunks that are put at once are together about so large at most."""
-GAP_BYTES: Final = 16 << 20
-"""So much without a wanted record is shipped as a chunk without records: the position moves on."""
 COMMIT_S: Final = 1.0
 """How often the cursor follows the position."""
 
 _logger = logging.getLogger("shmlog.ship")
-
-
-class ConflictError(Exception):
-    """The engine's position is not where the write continues it; nothing was written."""
-
-
-class Tail(NamedTuple):
-    """What an engine holds of a log: up to where, and who put it there."""
-
-    end_lsn: int
-    shipper: str
-    last: tuple[int, int] | None
-    """LSN and checksum of the last record; None if there is no record yet"""
-
-
-class Place(Protocol):
-    """One log's place in an engine."""
-
-    chunk_bytes_max: int
-    """The largest chunk that the engine takes, or the most that the frames of one put_records() take."""
-
-    def tail(self) -> Tail | None:
-        """What is there, as whoever decides in the engine has it; the next put continues it.
-        EngineError."""
-        ...
-
-    def idle(self) -> None:
-        """There is nothing to put; called at least every second, while that is so."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Sink(Place, Protocol):
-    """A place that takes chunks."""
-
-    def put(self, chunk: bytes, tail: Tail) -> None:
-        """Add a chunk, and with it what the tail is then, on the condition that nothing was added since
-        the last tail() or put(). Returns when it is safe. ConflictError, EngineError."""
-        ...
-
-
-@runtime_checkable
-class GroupSink(Sink, Protocol):
-    """A place that takes several chunks at once, too."""
-
-    @property
-    def chunks_max(self) -> int:
-        """The most chunks of one put_chunks(); the next tail() may change it."""
-        ...
-
-    def put_chunks(self, chunks: Sequence[tuple[bytes, Tail]]) -> None:
-        """Add all of these, or none, as put()."""
-        ...
-
-
-@runtime_checkable
-class RecordSink(Place, Protocol):
-    """A place that takes a message a record."""
-
-    records_max: int
-    """The most records of one put_records()."""
-
-    def put_records(self, records: shmlog.RecordBatch, begin_lsn: int, tail: Tail) -> None:
-        """Add all of these, or none, as Sink.put(). They are what there is in [begin_lsn, tail.end_lsn);
-        none, if only the position moves."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +68,6 @@ class ShipStatistics:
     """whether the last attempt was an error of the engine"""
     released_lsn: int = 0
     """below it the log was let go of by max_held_bytes, shipped or not"""
-
-
-def last_of(batch: shmlog.RecordBatch) -> tuple[int, int]:
-    """LSN and frame checksum of a batch's last record."""
-    frame = batch[len(batch) - 1 :].frames()
-    return int(batch.lsn[-1]), int(struct.unpack_from("<I", frame, 4)[0])
 
 
 class Shipper(Repeating):
@@ -175,18 +95,15 @@ class Shipper(Repeating):
         self._cursor = log.cursor(name)  # first: it may be open elsewhere
         super().__init__(log)
         self._sink: Any = sink
-        self._groups = sink if isinstance(sink, GroupSink) else None
-        self._records = sink if isinstance(sink, RecordSink) else None
-        self._records_max = RECORDS_MAX if self._records is None else self._records.records_max
-        self._tags = None if tags is None else tags if isinstance(tags, (int, range)) else frozenset(tags)
-        self._chunk_bytes = chunk_bytes
+        self._puts_records = isinstance(sink, RecordSink)
+        self._ahead = Ahead(log, sink, self.shipper_id, tags, chunk_bytes)
+        if isinstance(sink, WaitingSink):
+            sink.meanwhile = self._ahead.prepare
         self._tail: Tail | None = None
         self._known = False  # whether _tail is the engine's
         self._position = self._floor = self._cursor.lsn
         self._wrote = False
-        self._ahead: Ahead | None = None
         self._committed_at = 0.0
-        self._seen = 0  # durable_lsn when _next() last looked
         self._max_held_bytes, self._released = max_held_bytes, 0
         self._reporter = Reporter(log.path, name)
         self.statistics = ShipStatistics(self._position)
@@ -204,7 +121,7 @@ class Shipper(Repeating):
         try:
             if not self._known:
                 self._resume()
-            parts = self._gather()
+            parts = self._ahead.parts(self._position, self._tail.last if self._tail else None)
             if not parts:
                 self._commit(DURABLE_S)
                 self._sink.idle()
@@ -236,7 +153,8 @@ class Shipper(Repeating):
 
     def _forget(self) -> None:
         """The position is the engine's to say."""
-        self._known, self._ahead = False, None
+        self._known = False
+        self._ahead.forget()
         self.statistics = replace(self.statistics, resyncs=self.statistics.resyncs + 1)
 
     def _resume(self) -> None:
@@ -277,65 +195,11 @@ class Shipper(Repeating):
         if last_of(here) != tail.last:
             raise shmlog.SourceDivergedError(tail.end_lsn, f"another record is at LSN {lsn}")
 
-    def _gather(self) -> list[Part]:
-        """What is put next, in one: more than one chunk only where more is waiting, and is taken."""
-        parts: list[Part] = []
-        most = self._groups.chunks_max if self._groups is not None else 1
-        begin, last = self._position, self._tail.last if self._tail else None
-        room = GROUP_BYTES
-        while not parts or (
-            len(parts) < most and room >= parts[-1].bytes and self._ahead is not None and self._ahead.more
-        ):
-            found = self._next(begin, last)
-            if found is None:
-                break
-            try:
-                parts.append(self._shaped(begin, *found))
-                room -= parts[-1].bytes
-            except shmlog.RecordTooLargeError:
-                if not parts:
-                    raise
-                self._ahead = None  # what is before it goes first
-                break
-            begin, last = found[1].end_lsn, found[1].last
-        return parts
-
-    def _next(self, begin: int, last: tuple[int, int] | None) -> tuple[shmlog.RecordBatch, Tail] | None:
-        """The records that follow, and what the tail is after them; None: nothing is durable yet."""
-        part = None
-        while part is None:
-            if self._ahead is None:
-                self._seen = self._log.durable_lsn
-                if self._seen <= begin:
-                    return None
-                self._ahead = Ahead(self._log, begin, self._seen, self._tags)
-            most_bytes = min(self._chunk_bytes, self._sink.chunk_bytes_max) - CHUNK_PREFIX_BYTES
-            part, end = self._ahead.part(most_bytes, self._records_max)
-            if part is None:
-                self._ahead = None
-                if end - begin >= GAP_BYTES:
-                    part = self._log.take([])
-                elif self._log.durable_lsn <= self._seen:
-                    return None
-        return part, Tail(end, self.shipper_id, last_of(part) if len(part) else last)
-
-    def _shaped(self, begin: int, records: shmlog.RecordBatch, tail: Tail) -> Part:
-        """In the form that the engine takes."""
-        chunk, size = b"", CHUNK_PREFIX_BYTES + records.frames().nbytes
-        if self._records is None:
-            chunk = shmlog.encode_chunk(records, self._log.log_id, begin, tail.end_lsn)
-        if size > self._sink.chunk_bytes_max:
-            raise shmlog.RecordTooLargeError(
-                f"the record at LSN {records.lsn[0]} takes {size} bytes, and the engine takes"
-                f" {self._sink.chunk_bytes_max} at most"
-            )
-        return Part(begin, tail, records, chunk, size)
-
     def _put(self, parts: list[Part]) -> None:
-        if self._records is not None:
-            self._records.put_records(parts[0].records, parts[0].begin_lsn, parts[0].tail)
-        elif self._groups is not None and len(parts) > 1:
-            self._groups.put_chunks([(part.chunk, part.tail) for part in parts])
+        if self._puts_records:
+            self._sink.put_records(parts[0].records, parts[0].begin_lsn, parts[0].tail)
+        elif len(parts) > 1:
+            self._sink.put_chunks([(part.chunk, part.tail) for part in parts])
         else:
             self._sink.put(parts[0].chunk, parts[0].tail)
 
@@ -369,7 +233,7 @@ class Shipper(Repeating):
         )
 
     def _wanted_lsn(self) -> int:
-        return self._seen + 1
+        return self._ahead.seen_lsn + 1
 
     def _settle(self) -> None:
         self._commit(0.0)

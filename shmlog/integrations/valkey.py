@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 import shmlog
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import ConflictError, Tail, last_of
+from shmlog.integrations.sinks import ConflictError, Tail, last_of
 
 TIMEOUT_S: Final = 5.0
 CHUNK_BYTES_MAX: Final = 64 << 20

@@ -15,7 +15,8 @@ import shmlog
 from shmlog.cli.main import main
 from shmlog.integrations import ship
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import Shipper, Tail
+from shmlog.integrations.ship import Shipper
+from shmlog.integrations.sinks import Tail
 
 
 class Memory:

@@ -34,7 +34,8 @@ from support.shipping import (
 import shmlog
 from shmlog.cli.main import main
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import Shipper, Tail, last_of
+from shmlog.integrations.ship import Shipper
+from shmlog.integrations.sinks import Tail, last_of
 
 if why := brokers.missing():
     pytest.skip(why, allow_module_level=True)

@@ -30,9 +30,10 @@ from support.shipping import (
 
 import shmlog
 import shmlog.integrations
-from shmlog.integrations import ship
+from shmlog.integrations import ahead
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import Shipper, Tail
+from shmlog.integrations.ship import Shipper
+from shmlog.integrations.sinks import Tail
 
 if why := servers.missing():
     pytest.skip(why, allow_module_level=True)
@@ -215,7 +216,7 @@ def test_control_without_the_condition_two_shippers_ship_twice_and_the_reader_sa
             log, _Unconditional([stream[0].address], stream[1], log.log_id, replicas=1), name="b"
         ) as other,
     ):
-        one._chunk_bytes = other._chunk_bytes = CHUNK
+        one._ahead._chunk_bytes = other._ahead._chunk_bytes = CHUNK
         one.step()
         other.step()
         for _ in range(3):
@@ -236,7 +237,8 @@ def test_control_with_message_ids_a_chunk_that_is_cut_otherwise_is_lost_and_the_
         before = shipper._tail, shipper._position
         shipper.step()  # its acknowledgement is lost ...
         shipper._tail, shipper._position = before
-        shipper._ahead, shipper._chunk_bytes = None, 4 * CHUNK
+        shipper._ahead.forget()
+        shipper._ahead._chunk_bytes = 4 * CHUNK
         shipper.step()  # ... and more is sent under the same id: "duplicate", dropped
         shipper.step()
     with reader(stream, log) as found, pytest.raises(shmlog.CorruptionError, match="holds the log"):
@@ -312,7 +314,7 @@ def test_a_shipper_that_was_stopped_and_continued_is_fenced(
 def test_with_tags_the_position_moves_over_what_is_left_out(
     stream: tuple[servers.Server, str], log: shmlog.Log, monkeypatch: pytest.MonkeyPatch, gap_bytes: int
 ) -> None:
-    monkeypatch.setattr(ship, "GAP_BYTES", gap_bytes)
+    monkeypatch.setattr(ahead, "GAP_BYTES", gap_bytes)
     fill(log, 100)
     ship_all(stream, log, tags=1)
     assert_arrived(stream, log, tag=1)

@@ -15,9 +15,10 @@ from support.processes import Child, Wire
 from support.shipping import SMALL, Faulty, FaultyGroups, FaultyRecords, assert_shipped, fill
 
 import shmlog
-from shmlog.integrations import ship
+from shmlog.integrations import ahead
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import Shipper, Tail
+from shmlog.integrations.ship import Shipper
+from shmlog.integrations.sinks import Tail
 
 if why := servers.missing():
     pytest.skip(why, allow_module_level=True)
@@ -109,7 +110,7 @@ def test_a_stream_may_hold_records_after_chunks_and_chunks_after_records(
 def test_with_tags_the_position_of_records_moves_over_what_is_left_out(
     server: servers.Server, stream: str, log: shmlog.Log, monkeypatch: pytest.MonkeyPatch, gap_bytes: int
 ) -> None:
-    monkeypatch.setattr(ship, "GAP_BYTES", gap_bytes)
+    monkeypatch.setattr(ahead, "GAP_BYTES", gap_bytes)
     fill(log, 60)
     ship_all(server, stream, log, tags=1)
     for _ in range(200):
@@ -157,9 +158,9 @@ def test_a_write_that_is_cut_off_after_some_of_its_messages_stores_none(
     whole = Connection._publish
     cut = itertools.count()
 
-    async def some(connection: Any, subject: str, several: Sequence[Any]) -> Any:
+    async def some(connection: Any, subject: str, several: Sequence[Any], meanwhile: Any) -> Any:
         if next(cut) % 2 or len(several) < 3:
-            return await whole(connection, subject, several)
+            return await whole(connection, subject, several, meanwhile)
         before = stored(server, stream)
         for number, (data, headers) in enumerate(several[:-1], 1):
             headers["Nats-Batch-Id"], headers["Nats-Batch-Sequence"] = "cut-off", str(number)

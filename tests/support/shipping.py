@@ -24,7 +24,8 @@ import pytest
 
 import shmlog
 from shmlog.integrations.repeating import EngineError
-from shmlog.integrations.ship import Shipper, Tail
+from shmlog.integrations.ship import Shipper
+from shmlog.integrations.sinks import Tail
 from support.processes import until
 from support.serving import Served
 
