@@ -193,7 +193,6 @@ class KafkaSink(Place):
         try:
             producer.begin_transaction()
             send(producer)
-            self.meanwhile()
             self._send_position(producer, [offset], self._group.consumer_group_metadata())
             producer.commit_transaction(TIMEOUT_S)
         except KafkaException as error:
@@ -221,6 +220,7 @@ class KafkaSink(Place):
                 done.put(error)
 
         threading.Thread(target=send, name="shmlog-kafka", daemon=True).start()
+        self.meanwhile()
         try:
             error = done.get(timeout=TIMEOUT_S)
         except queue.Empty:

@@ -22,7 +22,7 @@ import shmlog
 REPORT_S: Final = 2.0
 QUIET_S: Final = 10.0
 """How often, at most; and where nothing has changed."""
-SHARE: Final = 50
+SHARE: Final = 100
 """Counting what is behind may take one of so many parts of the time."""
 
 
@@ -40,7 +40,7 @@ class Reporter:
 
     def __init__(self, log_path: str, name: str) -> None:
         self._path = Path(log_path, "shipping", f"{name}.json")
-        self._next_at, self._failing = 0.0, False
+        self._next_at, self._failing = time.monotonic() + REPORT_S, False
         self._said: Any = None
 
     def say(self, who: Reporting, at_once: bool = False) -> None:
