@@ -27,7 +27,7 @@ from shmlog.handle.watch import Watch, Watched
 LOOK_S = 0.05
 """While somebody waits, the handle and its flusher are looked at so often."""
 
-SERVED_MAX = 64
+SERVED_MAX = 16
 """Tasks woken at once: others run in between, however many a sync has made durable."""
 
 GIVEN_UP_MIN = 64
