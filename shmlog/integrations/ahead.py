@@ -8,7 +8,8 @@ What lies between two records and is none belongs to the part before it (I14 of 
 is known only when the next record is seen, and the last part ends at the end.
 
 Invariants, after those of ship
-  I26  After an error what is ahead is read again, from the position on: nothing is left out.
+  I26  What is cut next begins at the position that is asked for, whatever error or interrupt came
+       between; else it is read again from there: nothing is left out.
   I27  What was prepared is given out only where it continues the position, and prepared once.
 
 This module knows records, sizes and what a sink can take.  It may not know engines.
@@ -16,6 +17,7 @@ This module knows records, sizes and what a sink can take.  It may not know engi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -97,6 +99,7 @@ class Ahead:
         self._groups = sink if isinstance(sink, GroupSink) else None
         self._records = sink if isinstance(sink, RecordSink) else None
         self._cut: _Cut | None = None
+        self._at: int | None = None  # where what is cut next begins
         self._given: Tail | None = None
         self._prepared: list[Part] = []
         self.seen_lsn = 0
@@ -109,13 +112,7 @@ class Ahead:
         """
         found, self._prepared = self._prepared, []
         if not found or found[0].begin_lsn != position:
-            if found:
-                self._cut = None  # it was cut for another position
-            try:
-                found = self._gather(position, last)
-            except BaseException:
-                self._cut = None  # I26
-                raise
+            found = self._gather(position, last)
         self._given = found[-1].tail if found else None
         return found
 
@@ -124,16 +121,17 @@ class Ahead:
         given, self._given = self._given, None  # once: what was prepared must not be passed over
         if given is None or self._cut is None or not self._cut.more:
             return
-        try:
+        with contextlib.suppress(Exception):  # parts() meets it again
             self._prepared = self._gather(given.end_lsn, given.last)
-        except Exception:
-            self._cut = None  # parts() meets it again
 
     def forget(self) -> None:
         """The position may be another one."""
         self._cut, self._given, self._prepared = None, None, []
 
     def _gather(self, begin: int, last: tuple[int, int] | None) -> list[Part]:
+        if begin != self._at:
+            self._cut = None  # it is cut for another position
+        self._at = None  # I26: until this ends well
         most = 1 if self._groups is None else self._groups.chunks_max
         parts: list[Part] = []
         room = GROUP_BYTES
@@ -152,6 +150,7 @@ class Ahead:
                 self._cut = None  # what is before it goes first
                 break
             begin, last = found[1].end_lsn, found[1].last
+        self._at = begin
         return parts
 
     def _next(self, begin: int, last: tuple[int, int] | None) -> tuple[shmlog.RecordBatch, Tail] | None:

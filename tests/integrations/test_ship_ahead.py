@@ -89,12 +89,14 @@ def test_errors_of_the_engine_leave_nothing_out_of_what_was_made_ready(log_path:
         _shipped(log, sink)
 
 
-@pytest.mark.holds("I27")
-def test_a_put_that_is_interrupted_is_done_again_and_not_what_was_made_ready(log_path: Path) -> None:
+@pytest.mark.holds("I26", "I27")
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_put_that_is_interrupted_is_done_again_and_not_what_follows_it(log_path: Path, ready: bool) -> None:
     class Interrupted(Waiting):
         def put_chunks(self, chunks: Sequence[tuple[bytes, Tail]]) -> None:
             if len(self.chunks) in (3, 9) and self._calls:
-                self.meanwhile()
+                if ready:
+                    self.meanwhile()
                 raise KeyboardInterrupt
             super().put_chunks(chunks)
 
