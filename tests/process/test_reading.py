@@ -340,3 +340,13 @@ def test_a_batch_becomes_an_arrow_batch(log_path: Path) -> None:
             expected = [(r.lsn, r.time_ns, r.tag, r.writer, bytes(r.data)) for r in batch]
             assert [tuple(row.values()) for row in arrow.to_pylist()] == expected
         del batch
+
+
+def test_payloads_are_those_of_the_records_dense_sparse_taken_or_none(log_path: Path) -> None:
+    with shmlog.open(log_path, create=True) as log:
+        lsns = [log.append(bytes([n % 251]) * (n % 90)) for n in range(2000)]
+        log.wait_durable()
+        batch = next(log.read_batches())
+        for part in (batch, batch[1:5], batch[::400], batch[::-1], batch[:0], log.take(lsns[::300])):
+            assert part.payloads() == [bytes(record.data) for record in part]
+        assert len(batch.payloads()) == len(batch) > 1000
